@@ -1,0 +1,1 @@
+"""Anonymizers, one file per method.  ``deidbench.kinds.anonymizers`` finds them."""

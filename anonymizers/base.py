@@ -1,0 +1,67 @@
+"""The interface of an anonymizer."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+from deidbench.types import Anonymized, Item, Sample
+
+
+class Anonymizer(ABC):
+    """Turns images into anonymised images.
+
+    A subclass stores its parameters in ``__init__`` (under their own names, and does nothing else there),
+    reads weights in :meth:`load`, and works in :meth:`anonymize`.  It is registered by decorator or entry
+    point, travels to worker processes by pickling, and is told nothing about who is in a picture unless it
+    asks for :meth:`fit`.
+    """
+
+    #: Set by the registry.
+    name: ClassVar[str] = ""
+    #: Raise it when the output for the same input and parameters changes: it is part of every cache key.
+    version: ClassVar[str] = "1"
+    citation: ClassVar[str] = ""
+    licence: ClassVar[str] = ""
+    #: Data sets (name, or name:split) that shaped the weights; results on them are flagged as contaminated.
+    trained_on: ClassVar[tuple[str, ...]] = ()
+    #: False when the output depends on the item's seed.
+    deterministic: ClassVar[bool] = True
+    #: True when ``Item.faces`` is used; the suite then detects faces once and shares them.
+    needs_faces: ClassVar[bool] = True
+    #: Name of the parameter that a sweep varies, or "" when the method has no strength.
+    strength: ClassVar[str] = ""
+
+    def params(self) -> dict[str, Any]:
+        """The parameters of ``__init__`` with their values, in order of declaration."""
+        names = [p.name for p in inspect.signature(type(self)).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        return {name: getattr(self, name) for name in names}
+
+    def weights_sha256(self) -> str:
+        """SHA-256 of the weights in use, "" where there are none.  Part of the fingerprint."""
+        return ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex hash of all that determines the output besides image, faces and seed."""
+        what = [type(self).__module__, type(self).__qualname__, self.name, self.version, self.params(), self.weights_sha256()]
+        return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+    def load(self) -> None:  # noqa: B027 - most methods have nothing to load
+        """Reads weights; called once per process before the first :meth:`anonymize`.  May raise MissingError."""
+
+    def fit(self, samples: Iterable[Sample]) -> None:  # noqa: B027 - optional
+        """For methods that need a gallery or training; called after :meth:`load`."""
+
+    @abstractmethod
+    def anonymize(self, items: Sequence[Item]) -> list[Anonymized]:
+        """One result per item, in order.  Never changes ``item.image`` in place; never raises for one bad item
+        (that item's status is ``failed`` with the reason).
+        """
+
+    def __repr__(self) -> str:
+        return f"{self.name or type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.params().items())})"

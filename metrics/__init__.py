@@ -1,0 +1,1 @@
+"""Metrics: pure functions on columns.  ``deidbench.kinds.metrics`` finds them."""

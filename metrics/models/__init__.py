@@ -1,0 +1,1 @@
+"""Recognisers and classifiers.  ``deidbench.kinds.recognizers`` and ``.classifiers`` find them."""

@@ -1,0 +1,1 @@
+"""Re-identification: attackers, identification, verification.  ``deidbench.kinds.attackers`` finds the attackers."""
