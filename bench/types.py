@@ -93,11 +93,13 @@ class Face:
     box: bounding box of the face oval (from landmarks), in pixels of the image.
     score: detector confidence in [0, 1].
     landmarks: the 478 FaceMesh points, float32 (478, 2) in pixels of the image, or None (box only).
+    depth: FaceMesh's relative depth of the same points, float32 (478,), in pixels, negative towards the camera.
     """
 
     box: Box
     score: float = 1.0
     landmarks: Floats | None = None
+    depth: Floats | None = None
 
 
 @dataclass(frozen=True, eq=False)

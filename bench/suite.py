@@ -1,0 +1,363 @@
+"""The suite: one validated TOML file that says what is compared, on what, and how.
+
+Unknown keys and wrong values are refused with the file's line.  A suite may extend another one (a bundled suite by
+name, or a file); its tables are laid over the base's, and its methods are added to the base's::
+
+    [suite]
+    name = "mine"
+    extends = "deidbench-v1"
+
+    [[methods]]
+    name = "my-method"
+
+What differs from the frozen protocol that the suite names is found here and printed with every result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from deidbench.errors import DeidbenchError, SuiteError
+
+#: Frozen protocols; each is the bundled suite of that name.
+PROTOCOLS = ("deidbench-v1",)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SuiteTable(_Strict):
+    name: str = Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    title: str = ""
+    protocol: str = "deidbench-v1"
+    extends: str = ""
+    #: With ``extends``: false leaves the base's methods out.
+    inherit_methods: bool = True
+
+    @field_validator("protocol")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in PROTOCOLS:
+            raise ValueError(f"unknown protocol {value!r}; known: {', '.join(PROTOCOLS)}")
+        return value
+
+
+class PartTable(_Strict):
+    """A registered part with its parameters."""
+
+    name: str = Field(min_length=1)
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class DatasetTable(PartTable):
+    #: Samples of these roles are evaluated.
+    roles: list[str] = Field(default=["evaluate"], min_length=1)
+
+
+class MethodTable(PartTable):
+    label: str = Field(default="", max_length=60)
+    #: One method per value: parameter -> values.  Exactly one parameter is swept.
+    sweep: dict[str, list[float | int | str]] = Field(default_factory=dict)
+    #: Control rows (original, blackout) are drawn and read differently.
+    control: bool = False
+
+    @field_validator("sweep")
+    @classmethod
+    def _one(cls, value: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        if len(value) > 1:
+            raise ValueError("one parameter is swept per method; add a second [[methods]] for the other")
+        if any(not values for values in value.values()):
+            raise ValueError("a sweep needs at least one value")
+        return value
+
+
+class ProtocolTable(_Strict):
+    """Numbers of the protocol; see :class:`deidbench.metrics.base.Protocol`."""
+
+    seed: int = Field(ge=0)
+    comparison: str = Field(pattern=r"^(leave-one-out|split)$")
+    enrolled: int = Field(default=1, ge=1)
+    ranks: list[int] = Field(min_length=1)
+    fmr: list[float] = Field(min_length=1)
+    confidence: float = Field(gt=0.5, lt=1)
+    replicates: int = Field(ge=100)
+    curve_replicates: int = Field(ge=100)
+    min_clear_rank1: float = Field(ge=0, le=1)
+    max_clear_eer: float = Field(ge=0, le=1)
+
+
+class FacesTable(_Strict):
+    min_score: float = Field(default=0.5, gt=0, lt=1)
+    tile_from: int = Field(default=800, ge=64)
+
+
+class ThroughputTable(_Strict):
+    """Timing: how many images, how often.  images = 0 leaves it out."""
+
+    images: int = Field(default=32, ge=0)
+    repeats: int = Field(default=5, ge=2)
+
+
+class ReportTable(_Strict):
+    #: Persons shown in the sample grid; 0 for no pictures at all.
+    samples: int = Field(default=6, ge=0, le=40)
+
+
+class SuiteFile(_Strict):
+    suite: SuiteTable
+    dataset: DatasetTable
+    protocol: ProtocolTable
+    methods: list[MethodTable] = Field(min_length=1)
+    recognizers: list[PartTable] = Field(min_length=1)
+    metrics: list[PartTable] = Field(min_length=1)
+    faces: FacesTable = FacesTable()
+    throughput: ThroughputTable = ThroughputTable()
+    report: ReportTable = ReportTable()
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """One configured method of a comparison.
+
+    label: unique in the suite, shown to people.  slug: unique, for file names.  family: label of the sweep it belongs
+    to (its own label where it is not swept).  strength: the swept value.
+    """
+
+    label: str
+    slug: str
+    name: str
+    params: Mapping[str, Any]
+    family: str
+    strength: float | None
+    control: bool
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A validated suite."""
+
+    file: SuiteFile
+    origin: str
+    sha256: str
+    methods: tuple[MethodSpec, ...]
+    deviations: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.file.suite.name
+
+
+def bundled() -> dict[str, str]:
+    """Bundled suites: name -> text."""
+    folder = resources.files("deidbench.suites")
+    return {f.name.removesuffix(".toml"): f.read_text("utf-8") for f in folder.iterdir() if f.name.endswith(".toml")}
+
+
+def load_suite(source: str | Path, overrides: Sequence[str] = ()) -> Suite:
+    """Reads a suite: the name of a bundled one, or a file.
+
+    overrides: ``table.key=value`` with a TOML value (a bare word is taken as a string), laid over the file.
+    Raises SuiteError naming file and line.
+    """
+    raw, text, origin = _read(str(source), ())
+    for override in overrides:
+        _override(raw, override)
+    file = _validate(raw, text, origin)
+    frozen = _validate(*_read(file.suite.protocol, ()))
+    digest = hashlib.sha256(file.model_dump_json().encode()).hexdigest()
+    return Suite(file, Path(origin).name, digest, _expand(file, text, origin), _deviations(file, frozen))
+
+
+def _read(source: str, seen: tuple[str, ...]) -> tuple[dict[str, Any], str, str]:
+    """(raw tables with bases laid under, text, origin) of a suite by name or path."""
+    import difflib
+
+    path = Path(source)
+    names = bundled()
+    if source in names:
+        text, origin = names[source], f"{source}.toml"
+    elif path.is_file():
+        try:
+            text, origin = path.read_text("utf-8"), str(path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise SuiteError(f"cannot read the suite {path}: {error}", "a suite is a UTF-8 TOML file") from error
+    else:
+        close = difflib.get_close_matches(source, names, n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"bundled suites: {', '.join(sorted(names))}"
+        raise SuiteError(f"no suite {source!r}: neither a file nor a bundled suite", hint)
+    if origin in seen:
+        raise SuiteError(f"{origin}: suites extend one another in a circle: {' -> '.join((*seen, origin))}", "take one 'extends' out")
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SuiteError(f"{origin}: not valid TOML: {error}", "see https://toml.io for the format") from error
+    head = raw.get("suite")
+    base_name = head.get("extends", "") if isinstance(head, dict) else ""
+    if not base_name or not isinstance(base_name, str):
+        return raw, text, origin
+    sibling = path.parent / base_name
+    base, _, _ = _read(str(sibling) if path.is_file() and sibling.is_file() else base_name, (*seen, origin))
+    assert isinstance(head, dict)
+    merged = {**base, **raw}
+    for name in ("dataset", "protocol", "faces", "throughput", "report", "suite"):
+        ours, theirs = raw.get(name), base.get(name)
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            # another data set brings its own parameters
+            if name == "dataset" and ours.get("name", theirs.get("name")) != theirs.get("name"):
+                continue
+            merged[name] = {**theirs, **ours}
+    if head.get("inherit_methods", True) is True and isinstance(raw.get("methods"), list):
+        merged["methods"] = [*base.get("methods", []), *raw["methods"]]
+    return merged, text, origin
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    name, equals, value = override.partition("=")
+    keys = name.strip().split(".")
+    if not equals or not all(keys):
+        raise SuiteError(f"override {override!r} is not of the form table.key=value", "e.g. --set protocol.seed=7")
+    try:
+        parsed = tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    table: Any = raw
+    for key in keys[:-1]:
+        table = table.setdefault(key, {}) if isinstance(table, dict) else None
+        if not isinstance(table, dict):
+            raise SuiteError(f"override {override!r}: {key!r} is not a table", "lists such as methods are changed in the suite file")
+    if keys == ["dataset", "name"] and table.get("name") != parsed:
+        table.pop("params", None)
+    table[keys[-1]] = parsed
+
+
+def _validate(raw: Mapping[str, Any], text: str, origin: str) -> SuiteFile:
+    import difflib
+
+    try:
+        return SuiteFile.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        loc = tuple(part for part in first["loc"])
+        where = f"{origin}:{line_of(text, loc)}"
+        name = ".".join(str(p) for p in loc)
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        if first["type"] == "extra_forbidden":
+            known = _known_keys(loc)
+            close = difflib.get_close_matches(str(loc[-1]), known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
+            raise SuiteError(f"{where}: unknown key {name!r}{more}", hint) from None
+        raise SuiteError(f"{where}: {name}: {first['msg']}{more}", "correct that line") from None
+
+
+def _known_keys(loc: Sequence[str | int]) -> list[str]:
+    model: Any = SuiteFile
+    for part in loc[:-1]:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        inner = getattr(annotation, "__args__", (annotation,))[0]
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
+def line_of(text: str, loc: Sequence[str | int]) -> int:
+    """Line (from 1) in TOML ``text`` of the key at ``loc``, e.g. ``("methods", 1, "sweep")``; of its table if not found.
+
+    TOML parsers for Python give no positions, so headers and keys are followed here by hand; good for the flat tables
+    of a suite.
+    """
+    names = [str(p) for p in loc if isinstance(p, str)]
+    wanted_index = {i: p for i, p in enumerate(loc) if isinstance(p, int)}
+    index = next(iter(wanted_index.values()), None)
+    best = 1
+    table: list[str] = []
+    counts: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        header = re.match(r"\s*\[(\[)?\s*([^\]]+?)\s*\]", line)
+        if header:
+            table = [part.strip(" \"'") for part in header.group(2).split(".")]
+            if header.group(1):
+                counts[table[0]] = counts.get(table[0], -1) + 1
+        same_item = index is None or not table or table[0] != names[0] or counts.get(table[0], 0) == index
+        if header and same_item and table == names[: len(table)]:
+            best = number
+            if table == names:
+                return number
+            continue
+        assignment = re.match(r"\s*([A-Za-z0-9_.\"'-]+)\s*=", line)
+        if assignment and same_item:
+            path = [*table, *(part.strip("\"'") for part in assignment.group(1).split("."))]
+            if path == names:
+                return number
+            if path == names[: len(path)]:
+                best = number
+    return best
+
+
+def _expand(file: SuiteFile, text: str, origin: str) -> tuple[MethodSpec, ...]:
+    """Sweeps unrolled, labels and slugs made unique."""
+    specs: list[MethodSpec] = []
+    labels: set[str] = set()
+    slugs: set[str] = set()
+    for i, method in enumerate(file.methods):
+        family = method.label or method.name
+        variants: list[tuple[str, dict[str, Any], float | None]] = [(family, dict(method.params), None)]
+        for key, values in method.sweep.items():
+            variants = [
+                (f"{family} {v:g}" if isinstance(v, float | int) else f"{family} {v}", {**method.params, key: v}, float(v) if isinstance(v, float | int) else None)
+                for v in values
+            ]
+        for label, params, strength in variants:
+            if label in labels:
+                raise SuiteError(f"{origin}:{line_of(text, ('methods', i))}: two methods are called {label!r}", 'give one of them a label = "..."')
+            labels.add(label)
+            base = re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-.") or "method"
+            slug, n = base, 2
+            while slug in slugs:
+                slug, n = f"{base}-{n}", n + 1
+            slugs.add(slug)
+            specs.append(MethodSpec(label, slug, method.name, params, family, strength, method.control))
+    return tuple(specs)
+
+
+def _deviations(file: SuiteFile, frozen: SuiteFile) -> tuple[str, ...]:
+    """In words, what differs from the frozen protocol.  Data set and methods are what a user brings; they may differ."""
+    found = []
+    for table in ("protocol", "faces"):
+        ours, theirs = getattr(file, table), getattr(frozen, table)
+        for key in type(ours).model_fields:
+            if getattr(ours, key) != getattr(theirs, key):
+                found.append(f"{table}.{key} is {getattr(ours, key)}, {frozen.suite.name} has {getattr(theirs, key)}")
+    for table in ("recognizers", "metrics"):
+        for part in getattr(frozen, table):
+            if part not in getattr(file, table):
+                found.append(f"{table}: {part.name} is left out or changed")
+        for part in getattr(file, table):
+            if part.name not in {p.name for p in getattr(frozen, table)}:
+                found.append(f"{table}: {part.name} is added")
+    controls = {m.name for m in frozen.methods if m.control}
+    for name in sorted(controls - {m.name for m in file.methods if m.control}):
+        found.append(f"the control row {name!r} is missing")
+    if file.dataset.name == frozen.dataset.name:
+        if file.dataset.params != frozen.dataset.params:
+            found.append(f"dataset.params is {file.dataset.params}, {frozen.suite.name} has {frozen.dataset.params}")
+        if file.dataset.roles != frozen.dataset.roles:
+            found.append(f"dataset.roles is {file.dataset.roles}, {frozen.suite.name} has {frozen.dataset.roles}")
+    return tuple(found)
+
+
+def instantiate_error(suite_text_origin: str, error: DeidbenchError) -> SuiteError:
+    """An error of a part, with the suite that asked for it."""
+    return SuiteError(f"{suite_text_origin}: {error.message}", error.remedy)
