@@ -338,8 +338,8 @@ def align(image: Image, face: Face, spec: CropSpec) -> Image:
     return out
 
 
-def pack_faces(faces: Sequence[Face]) -> bytes:
-    """Faces as bytes (safetensors), for the store."""
+def pack_faces(faces: Sequence[Face], shape: tuple[int, ...]) -> bytes:
+    """Faces and the (H, W) of their image as bytes (safetensors), for the store."""
     from safetensors.numpy import save
 
     n = len(faces)
@@ -349,7 +349,8 @@ def pack_faces(faces: Sequence[Face]) -> bytes:
             points[i, :, :2] = f.landmarks
             points[i, :, 2] = 0 if f.depth is None else f.depth
     boxes = np.array([f.box for f in faces], np.float64).reshape(n, 4)
-    return save({"boxes": boxes, "scores": np.array([f.score for f in faces], np.float64), "points": points})
+    scores = np.array([f.score for f in faces], np.float64)
+    return save({"boxes": boxes, "scores": scores, "points": points, "shape": np.array(shape[:2], np.int64)})
 
 
 def unpack_faces(data: bytes) -> list[Face]:
@@ -365,3 +366,11 @@ def unpack_faces(data: bytes) -> list[Face]:
         else:
             faces.append(Face(where, float(score), np.ascontiguousarray(points[:, :2]), points[:, 2].copy()))
     return faces
+
+
+def unpack_shape(data: bytes) -> tuple[int, int]:
+    """The (H, W) that :func:`pack_faces` stored."""
+    from safetensors.numpy import load
+
+    h, w = load(data)["shape"]
+    return int(h), int(w)

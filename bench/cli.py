@@ -1,0 +1,256 @@
+"""The command line.  Heavy imports happen inside the commands, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from deidbench import __version__
+from deidbench.errors import DeidbenchError, ExitCode, InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXIT_CODES = """\b
+Exit codes
+  0    done
+  1    the answer is no (doctor found something broken)
+  2    bad usage or bad input; nothing was computed
+  3    a package, weight file or data set is missing
+  4    done, but some images failed; the result names them
+  5    the machine failed (disk full, no permission, a worker died); run again, nothing is lost
+  130  interrupted; the same command goes on from there
+"""
+
+KINDS = ("anonymizers", "datasets", "recognizers", "classifiers", "metrics", "attackers", "suites")
+
+
+def _console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="deidbench")
+def cli() -> None:
+    """How private and how useful is a face anonymizer, compared with the others?
+
+    \b
+    deidbench run deidbench-v1                    compare the built-in methods on the bundled faces
+    deidbench run deidbench-v1 --data FOLDER      the same on your own images (one sub-folder per person)
+    deidbench report results/deidbench-v1         write its tables, figures and page again
+    deidbench anonymize IN OUT --method blur      anonymise files or folders
+    deidbench doctor                              what is installed, what is ready, how to get the rest
+    """
+
+
+@cli.command()
+@click.argument("suite", default="deidbench-v1")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the result.  [default: results/SUITE]")
+@click.option("--data", "data", type=click.Path(path_type=Path), help="Evaluate on this folder of images instead (manifest.csv, or one sub-folder per person).")
+@click.option("--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Override a value of the suite; may be repeated.")
+@click.option("--only", multiple=True, metavar="METHOD", help="Run only these methods (label or sweep name); may be repeated.")
+@click.option("--workers", default=0, show_default="one per core", help="Worker processes.")
+@click.option("--batch", default=16, show_default=True, help="Images per task.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder of the store.  [default: $DEIDBENCH_CACHE or the user's cache folder]")
+@click.option("--retry-failed", is_flag=True, help="Try images again on which a method failed.")
+@click.option("--no-report", is_flag=True, help="Leave tables, figures and the page out.")
+@click.option("--quiet", is_flag=True, help="No progress bars, no summary.")
+@click.option("--json", "as_json", is_flag=True, help="Print the run's folder and counts as JSON instead of the summary.")
+def run(
+    suite: str, out: Path | None, data: Path | None, overrides: Sequence[str], only: Sequence[str], workers: int, batch: int,
+    cache: Path | None, retry_failed: bool, no_report: bool, quiet: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Run SUITE: a bundled suite's name or a TOML file.
+
+    Finished work is kept in the store: running the same command again does what is left and nothing else.
+    """
+    from deidbench.runner import Options, run_suite
+    from deidbench.suite import load_suite
+
+    changes = list(overrides)
+    if data is not None:
+        if not data.exists():
+            raise InputError(f"--data {data}: no such folder", "name a folder that holds manifest.csv or one sub-folder per person")
+        changes = ["dataset.name=folder", f"dataset.params.root={_toml_string(str(data.resolve()))}", *changes]
+    loaded = load_suite(suite, changes, only=only)
+    folder = out or Path("results") / loaded.name
+    result = run_suite(loaded, folder, Options(workers, batch, cache, quiet or as_json, retry_failed))
+    written: list[Path] = []
+    if not no_report:
+        from deidbench.report import write_report
+
+        written = write_report(folder)
+    if as_json:
+        import json
+
+        click.echo(json.dumps({"folder": str(folder), "failed": result.failed, "unreadable": result.unreadable, "computed": dict(result.computed)}))
+    elif not quiet:
+        _summary(folder, written)
+    if result.failed or result.unreadable:
+        if not as_json:
+            click.echo(f"{result.failed} outputs failed and {result.unreadable} images could not be read: {folder}/images.parquet and run.json name them", err=True)
+        sys.exit(ExitCode.PARTIAL)
+
+
+def _summary(folder: Path, written: Sequence[Path]) -> None:
+    from deidbench.records import read_run
+    from deidbench.report import print_summary
+
+    console = _console()
+    print_summary(read_run(folder), console)
+    page = folder / "report.html"
+    if page in written or page.exists():
+        console.print(f"\nThe whole result: {page}", soft_wrap=True)
+
+
+def _toml_string(text: str) -> str:
+    import json
+
+    return json.dumps(text)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--format", "formats", multiple=True, type=click.Choice(["csv", "md", "tex", "html"]), help="Only these; may be repeated.  [default: all]")
+@click.option("--no-figures", is_flag=True, help="Leave the figures as they are.")
+@click.option("--quiet", is_flag=True, help="Do not print the summary.")
+def report(folder: Path, formats: Sequence[str], no_figures: bool, quiet: bool) -> None:
+    """Write tables, figures and the page of the run in FOLDER again, and print its summary."""
+    from deidbench.report import write_report
+
+    written = write_report(folder, formats=tuple(formats) or ("csv", "md", "tex", "html"), figures=not no_figures)
+    if not quiet:
+        _summary(folder, written)
+
+
+@cli.command()
+@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--method", required=True, help="An anonymizer (deidbench ls anonymizers).")
+@click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="A parameter of the method; may be repeated.")
+@click.option("--seed", default=0, show_default=True, help="Seed of methods that draw at random.")
+@click.option("--overwrite", is_flag=True, help="Make outputs anew that exist already.")
+@click.option("--batch", default=16, show_default=True, help="Images per batch.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def anonymize(source: Path, target: Path, method: str, params: Sequence[str], seed: int, overwrite: bool, batch: int, quiet: bool) -> None:
+    """Anonymise a file or a folder tree.
+
+    Inputs are never overwritten.  Where no face is found nothing is written; deidbench-status.csv says so.
+    Running the same command again does what is left.
+    """
+    from deidbench import kinds
+    from deidbench.convert import anonymize_tree
+    from deidbench.faces import FaceFinder
+
+    anonymizer = kinds.anonymizers.create(method, **dict(_parameter(p) for p in params))
+    anonymizer.validate()
+    summary = anonymize_tree(
+        source, target, anonymizer, finder=FaceFinder(), batch=batch, overwrite=overwrite, seed=seed, quiet=quiet
+    )
+    click.echo(str(summary))
+    if summary.incomplete:
+        sys.exit(ExitCode.PARTIAL)
+
+
+def _parameter(text: str) -> tuple[str, Any]:
+    import tomllib
+
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise InputError(f"--param {text!r} is not of the form NAME=VALUE", "e.g. --param strength=0.2")
+    try:
+        return name, tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        return name, value
+
+
+@cli.command("ls")
+@click.argument("kind", type=click.Choice(KINDS), required=False)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def list_parts(kind: str | None, as_json: bool) -> None:
+    """List what there is: anonymizers, data sets, recognisers, metrics, suites, with their parameters."""
+    from deidbench.listing import listing
+
+    tables = {k: listing(k) for k in ([kind] if kind else KINDS)}
+    if as_json:
+        import json
+
+        click.echo(json.dumps(tables[kind] if kind else tables, indent=1, default=str))
+        return
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = _console()
+    for name, rows in tables.items():
+        if not rows and not kind:
+            continue
+        table = Table(title=name, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        for column in rows[0] if rows else ["name"]:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*(escape(str(v)) for v in row.values()))
+        console.print(table)
+        console.print()
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def doctor(as_json: bool) -> None:
+    """Show versions, devices, which models and data sets are ready, and how to get the others."""
+    from deidbench.doctor import examine, show
+
+    findings = examine()
+    if as_json:
+        import json
+
+        click.echo(json.dumps(findings, indent=1, default=str))
+    else:
+        show(findings, _console())
+    sys.exit(ExitCode.OK if findings["healthy"] else ExitCode.NEGATIVE)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: turns errors into messages and exit codes."""
+    try:
+        code = cli.main(args=arguments, standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Abort:
+        _interrupted()
+    except KeyboardInterrupt:
+        _interrupted()
+    except click.ClickException as error:
+        error.show()
+        sys.exit(ExitCode.USAGE)
+    except DeidbenchError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
+        sys.exit(0)
+    except OSError as error:
+        import errno
+
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            click.echo(f"error: no space left on the disk ({error.filename or 'while writing'})\n  -> free some space and run the same command again: nothing is lost", err=True)
+            sys.exit(ExitCode.ENVIRONMENT)
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            click.echo(f"error: no permission: {error.filename or error}\n  -> name another folder with --out or --cache", err=True)
+            sys.exit(ExitCode.ENVIRONMENT)
+        raise
+
+
+def _interrupted() -> None:
+    click.echo("\ninterrupted; what was computed is kept, the same command goes on from there", err=True)
+    sys.exit(ExitCode.INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

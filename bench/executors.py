@@ -1,0 +1,137 @@
+"""Where tasks run: in this process, or in worker processes.  A task is a picklable call that returns a value."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+from deidbench.errors import EnvironmentFault, InputError
+
+R = TypeVar("R")
+
+#: Read by the libraries when they are first imported, so they must be set before a worker starts.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def limit_threads(threads: int) -> None:
+    """Threads of the libraries that are asked at run time (OpenCV now, torch when it is already loaded)."""
+    import sys
+
+    import cv2
+
+    cv2.setNumThreads(threads)
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(threads)
+
+
+class Executor(Protocol):
+    """Runs ``function(task)`` for every task; results come in any order, each with its task's index."""
+
+    workers: int
+
+    def run(self, function: Callable[[Any], R], tasks: Sequence[Any]) -> Iterator[tuple[int, R]]: ...
+
+    def close(self) -> None: ...
+
+
+class InProcess:
+    """One after the other, here."""
+
+    workers = 1
+
+    def __init__(self, initialise: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        self._initialise, self._arguments, self._ready = initialise, arguments, False
+
+    def run(self, function: Callable[[Any], R], tasks: Sequence[Any]) -> Iterator[tuple[int, R]]:
+        if not self._ready:
+            self._initialise(*self._arguments)
+            self._ready = True
+        for i, task in enumerate(tasks):
+            yield i, function(task)
+
+    def close(self) -> None:
+        return
+
+
+class Processes:
+    """Worker processes, started fresh (spawn), each with its share of the cores as threads."""
+
+    def __init__(self, workers: int, initialise: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        self.workers = workers
+        self._initialise, self._arguments = initialise, arguments
+        self._pool: Any = None
+
+    def _start(self) -> Any:
+        import multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
+
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(
+                self.workers, mp_context=multiprocessing.get_context("spawn"), initializer=self._initialise, initargs=self._arguments
+            )
+        return self._pool
+
+    def run(self, function: Callable[[Any], R], tasks: Sequence[Any]) -> Iterator[tuple[int, R]]:
+        from concurrent.futures import FIRST_COMPLETED, Future, wait
+        from concurrent.futures.process import BrokenProcessPool
+
+        threads = str(max(1, cores() // self.workers))
+        waiting: dict[Future[R], int] = {}
+        queue = iter(enumerate(tasks))
+        try:
+            with _environment(dict.fromkeys(THREAD_VARIABLES, threads)):
+                pool = self._start()
+                # Bounded: what waits to run stays small however many tasks there are.
+                while True:
+                    for i, task in queue:
+                        waiting[pool.submit(function, task)] = i
+                        if len(waiting) >= 2 * self.workers:
+                            break
+                    if not waiting:
+                        return
+                    done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        yield waiting.pop(future), future.result()
+        except BrokenProcessPool as error:
+            self._pool = None
+            raise EnvironmentFault(
+                "a worker process died (killed, out of memory, or a native library crashed)",
+                "run the same command again: what was computed is kept; --workers 1 or a smaller --batch needs less memory",
+            ) from error
+        except BaseException:
+            for future in waiting:
+                future.cancel()
+            raise
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Environment variables for the children that start inside the block; those that the user set win."""
+    added = {k: v for k, v in values.items() if k not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for k in added:
+            os.environ.pop(k, None)
+
+
+def make_executor(workers: int, initialise: Callable[..., None], arguments: tuple[Any, ...]) -> Executor:
+    """``workers`` = 0 means one per core."""
+    if workers < 0:
+        raise InputError(f"--workers must not be negative, got {workers}", "--workers 2, or 0 for one per core")
+    workers = workers or cores()
+    return InProcess(initialise, arguments) if workers == 1 else Processes(workers, initialise, arguments)

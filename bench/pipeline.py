@@ -1,0 +1,536 @@
+"""The way of one image through a run: anonymise, find the face again, embed, measure.
+
+:func:`process` does for one method and one batch of samples whatever the store does not hold yet, and writes it in one
+transaction.  Artefacts are keyed by what determines them (:func:`keys_for`), so a changed parameter computes anew what
+depends on it and nothing else, and a killed run loses the batch in flight at most.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deidbench.cache import Store, key
+from deidbench.errors import DeidbenchError, ImageError
+from deidbench.faces import ALIGN_VERSION, FaceFinder, align, pack_faces, subject_face, unpack_faces
+from deidbench.types import Anonymized, Box, Face, FaceResult, Floats, Image, Item, Sample, Status
+
+if TYPE_CHECKING:
+    from deidbench.anonymizers.base import Anonymizer
+    from deidbench.metrics.base import Metric
+    from deidbench.metrics.models.base import Recognizer
+
+#: Part of every key; raise it when reading an image gives other pixels than before.
+DECODE_VERSION = "1"
+#: Part of the keys of outputs; raise it when the pass-through rule changes.
+PASSTHROUGH_VERSION = "1"
+#: An output is a pass-through when 99 % of the face's pixels differ by no more than this many of 255 levels (as far as
+#: a JPEG copy of decent quality goes) in every channel.
+PASSTHROUGH_LEVELS = 12
+#: Where the attacker looks in a clear frame without a detected face (fractions of the frame): the middle.
+MIDDLE = (0.2, 0.15, 0.8, 0.9)
+#: Index of the pseudo-method "clear": the images as they are, the gallery of the ignorant attacker.
+CLEAR = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All that a worker needs; picklable, nothing in it is loaded yet."""
+
+    methods: tuple[Anonymizer, ...]
+    recognizers: tuple[Recognizer, ...]
+    metrics: tuple[Metric, ...]
+    finder: FaceFinder
+    seed: int
+    store: Path
+    threads: int
+    retry_failed: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A batch of samples for method number ``method`` (or CLEAR).
+
+    typical: where faces are in this data set's clear frames (fractions), the fallback of last resort.
+    """
+
+    method: int
+    samples: tuple[Sample, ...]
+    typical: tuple[float, float, float, float] = MIDDLE
+
+
+@dataclass(eq=False)
+class Outcome:
+    """What a task did: seconds per stage, how many artefacts were computed, which images could not be read."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    computed: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+def item_seed(seed: int, stage: str, sample_id: str) -> int:
+    """The 63-bit seed of one sample in one stage: depends on nothing else, so neither order nor batches matter."""
+    return int.from_bytes(hashlib.sha256(f"{seed}|{stage}|{sample_id}".encode()).digest()[:8], "big") >> 1
+
+
+class Keys:
+    """The keys of one (method, sample) pair's artefacts."""
+
+    def __init__(self, plan: Plan, fingerprints: Fingerprints, method: int, sample: Sample) -> None:
+        self._f = fingerprints
+        self._box = None if sample.box is None else [float(v) for v in sample.box]
+        self.clear = key("clear", image=sample.sha256, decode=DECODE_VERSION)
+        self.clear_faces = self._faces(self.clear)
+        if method == CLEAR:
+            self.source, self.seed = self.clear, 0
+        else:
+            anonymizer = plan.methods[method]
+            self.seed = item_seed(plan.seed, "anonymize", sample.id)
+            self.source = key(
+                "anonymised",
+                clear=self.clear,
+                method=fingerprints.methods[method],
+                seed=None if anonymizer.deterministic else self.seed,
+                faces=fingerprints.finder if anonymizer.needs_faces else None,
+                judged=[PASSTHROUGH_VERSION, fingerprints.finder, self._box],
+            )
+        self.picture = key("picture", source=self.source)
+        self.faces = self._faces(self.source)
+
+    def _faces(self, source: str) -> str:
+        return key("faces", source=source, finder=self._f.finder)
+
+    def embedding(self, recognizer: int, fallback: Sequence[float] | None) -> str:
+        """``fallback``: the box that is cut out where no face was acquired (pixels), None where one was."""
+        return key(
+            "embedding",
+            source=self.source,
+            finder=self._f.finder,
+            recognizer=self._f.recognizers[recognizer],
+            align=ALIGN_VERSION,
+            fallback=None if fallback is None else [float(v) for v in fallback],
+            box=self._box,
+        )
+
+    def measure(self, metric: int) -> str:
+        return key("measure", source=self.source, clear=self.clear_faces, metric=self._f.metrics[metric], box=self._box)
+
+
+class Fingerprints:
+    """Fingerprints of a plan's parts, each computed once per process (they may hash weight files)."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.methods = tuple(m.fingerprint for m in plan.methods)
+        self.recognizers = tuple(r.fingerprint for r in plan.recognizers)
+        self.metrics = tuple(json.dumps([m.name, m.version, m.params()], sort_keys=True) for m in plan.metrics)
+        self.finder = plan.finder.fingerprint
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """What is known of a method's output for one sample without its pixels (the stored ``anonymised`` artefact)."""
+
+    status: Status
+    adapter_status: Status
+    reason: str
+    shape: tuple[int, int] | None
+    faces: tuple[FaceResult, ...]
+    identical: bool = False
+
+    @property
+    def released(self) -> bool:
+        return self.shape is not None
+
+    def pack(self) -> bytes:
+        faces = [{"status": f.status, "box": None if f.box is None else [float(v) for v in f.box], "reason": f.reason} for f in self.faces]
+        record = {
+            "status": self.status, "adapter_status": self.adapter_status, "reason": self.reason, "shape": self.shape,
+            "faces": faces, "identical": self.identical,
+        }  # fmt: skip
+        return json.dumps(record).encode()
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Output:
+        r = json.loads(data)
+        faces = tuple(FaceResult(Status(f["status"]), None if f["box"] is None else Box(*f["box"]), f["reason"]) for f in r["faces"])
+        shape = None if r["shape"] is None else (r["shape"][0], r["shape"][1])
+        return cls(Status(r["status"]), Status(r["adapter_status"]), r["reason"], shape, faces, r["identical"])
+
+
+def fallback_box(output: Output | None, shape: tuple[int, int], hint: Box | None, typical: Sequence[float]) -> Box:
+    """What the attacker cuts out where no face was acquired: the box that the anonymizer published, else a fixed crop.
+
+    shape: (H, W) of the output.  hint: the data set's box of the subject, to choose among several published ones.
+    typical: fractions of the frame.
+    """
+    published = [f.box for f in output.faces if f.box is not None and f.box.area > 0] if output else []
+    if published:
+        chosen = subject_face([Face(b) for b in published], hint) or Face(max(published, key=lambda b: b.area))
+        return chosen.box
+    h, w = shape
+    return Box(typical[0] * w, typical[1] * h, typical[2] * w, typical[3] * h)
+
+
+def passthrough(original: Image, output: Image, face: Face | None) -> bool:
+    """Is the output the input, or nearly?  Judged on the subject's face, on the whole frame where there is none."""
+    if output.shape != original.shape:
+        output = resized(output, original.shape)
+    h, w = original.shape[:2]
+    box = face.box.clipped(w, h) if face is not None else Box(0, 0, w, h)
+    if box.width < 1 or box.height < 1:
+        box = Box(0, 0, w, h)
+    rows, columns = slice(int(box.y0), int(np.ceil(box.y1))), slice(int(box.x0), int(np.ceil(box.x1)))
+    difference = np.abs(original[rows, columns].astype(np.int16) - output[rows, columns]).max(axis=2)
+    return bool(np.percentile(difference, 99) <= PASSTHROUGH_LEVELS)
+
+
+def resized(image: Image, shape: tuple[int, ...]) -> Image:
+    """``image`` at the height and width of ``shape``."""
+    import cv2
+
+    h, w = shape[:2]
+    shrink = h * w < image.shape[0] * image.shape[1]
+    out: Image = cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC)
+    return out
+
+
+def load_sample(sample: Sample) -> Image:
+    """The sample's pixels, checked against its SHA-256.  Raises ImageError."""
+    from deidbench.images import read_image_bytes
+
+    try:
+        data = sample.path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{sample.path}: {error.strerror or error}", "put the file back, or take its line out of the manifest") from error
+    if hashlib.sha256(data).hexdigest() != sample.sha256:
+        raise ImageError(f"{sample.path}: the file is not the one of the manifest (SHA-256 differs)", "restore the file, or write the manifest anew")
+    return read_image_bytes(data, str(sample.path))
+
+
+class Worker:
+    """The models of one process and its connection to the store."""
+
+    def __init__(self, plan: Plan) -> None:
+        from deidbench.executors import limit_threads
+
+        limit_threads(plan.threads)
+        self.plan, self.fingerprints = plan, Fingerprints(plan)
+        self.store = Store(plan.store)
+        self._loaded: set[int] = set()
+
+    def ready(self, part: Any) -> Any:
+        """``part`` with its weights read (once per process)."""
+        if id(part) not in self._loaded:
+            from deidbench.executors import limit_threads
+
+            part.load()
+            limit_threads(self.plan.threads)  # torch may have come in just now
+            self._loaded.add(id(part))
+        return part
+
+    def process(self, task: Task) -> Outcome:
+        return _Batch(self, task).run()
+
+
+_worker: Worker | None = None
+
+
+def initialise(plan: Plan) -> None:
+    """Sets up this process (once) to work for ``plan``."""
+    import signal
+
+    global _worker
+    import multiprocessing
+
+    if multiprocessing.parent_process() is not None:  # Ctrl-C is the parent's to handle
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _worker = Worker(plan)
+
+
+def process(task: Task) -> Outcome:
+    """Runs in a worker after :func:`initialise`."""
+    assert _worker is not None, "initialise(plan) comes first"
+    return _worker.process(task)
+
+
+class _Batch:
+    """One task: computes what is missing and stores it."""
+
+    def __init__(self, worker: Worker, task: Task) -> None:
+        self.worker, self.task, self.plan = worker, task, worker.plan
+        self.outcome = Outcome()
+        self.new: dict[str, bytes] = {}
+        self.keys = {s.id: Keys(worker.plan, worker.fingerprints, task.method, s) for s in task.samples}
+        self._clear: dict[str, Image] = {}
+        self._pictures: dict[str, Image] = {}
+        self._clear_faces: dict[str, list[Face]] = {}
+
+    def run(self) -> Outcome:
+        samples = self.readable(self.task.samples)
+        if self.task.method == CLEAR:
+            faces = self.clear_faces(samples)
+            self.embed([(s, None, faces[s.id]) for s in samples])
+        else:
+            outputs = self.anonymise(samples)
+            released = [s for s in samples if outputs[s.id].released]
+            faces = self.acquire(released, outputs)
+            self.embed([(s, outputs[s.id], faces[s.id]) for s in released])
+            self.measure(released)
+        with _timed(self.outcome, "store"):
+            if self.new:
+                self.worker.store.put_many(self.new)
+        return self.outcome
+
+    # -- images ------------------------------------------------------------------------------------------------
+    def readable(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Those whose faces are known already (so they were read before) or that can be read now."""
+        known = self.worker.store.present(self.keys[s.id].clear_faces for s in samples)
+        good = []
+        for s in samples:
+            if self.keys[s.id].clear_faces not in known:
+                try:
+                    self.clear(s)
+                except ImageError as error:
+                    self.outcome.unreadable[s.id] = str(error)
+                    continue
+            good.append(s)
+        return good
+
+    def clear(self, sample: Sample) -> Image:
+        if sample.id not in self._clear:
+            with _timed(self.outcome, "decode"):
+                self._clear[sample.id] = load_sample(sample)
+        return self._clear[sample.id]
+
+    def picture(self, sample: Sample) -> Image:
+        """The method's output for a sample, from this batch or from the store."""
+        from deidbench.images import decode_png
+
+        if self.task.method == CLEAR:
+            return self.clear(sample)
+        if sample.id not in self._pictures:
+            data = self.worker.store.get(self.keys[sample.id].picture)
+            if data is None:
+                raise DeidbenchError(f"the picture of {sample.id} has gone from the store", "run the same command again")
+            self._pictures[sample.id] = decode_png(data)
+        return self._pictures[sample.id]
+
+    # -- stages ------------------------------------------------------------------------------------------------
+    def clear_faces(self, samples: Sequence[Sample]) -> dict[str, list[Face]]:
+        if missing := [s for s in samples if s.id not in self._clear_faces]:
+            stored = self.worker.store.get_many(self.keys[s.id].clear_faces for s in missing)
+            for s in missing:
+                k = self.keys[s.id].clear_faces
+                if k in stored:
+                    self._clear_faces[s.id] = unpack_faces(stored[k])
+                    continue
+                image = self.clear(s)
+                with _timed(self.outcome, "detect"):
+                    self._clear_faces[s.id] = self.plan.finder.find(image)
+                self.outcome.computed["detect"] += 1
+                self.new[k] = pack_faces(self._clear_faces[s.id], image.shape)
+        return self._clear_faces
+
+    def anonymise(self, samples: Sequence[Sample]) -> dict[str, Output]:
+        from deidbench.images import encode_png
+
+        wanted = [self.keys[s.id].source for s in samples]
+        stored = {k: Output.unpack(v) for k, v in self.worker.store.get_many(wanted).items()}
+        pictures = self.worker.store.present(self.keys[s.id].picture for s in samples)
+        outputs: dict[str, Output] = {}
+        todo = []
+        for s in samples:
+            k = self.keys[s.id]
+            output = stored.get(k.source)
+            again = output is not None and self.plan.retry_failed and output.adapter_status is Status.FAILED
+            if output is None or again or (output.released and k.picture not in pictures):
+                todo.append(s)
+            else:
+                outputs[s.id] = output
+        if not todo:
+            return outputs
+        anonymizer = self.worker.ready(self.plan.methods[self.task.method])
+        faces = self.clear_faces(todo)
+        items = [
+            Item(s.id, self.clear(s), tuple(faces[s.id]) if anonymizer.needs_faces else None, self.keys[s.id].seed, s.subject_id)
+            for s in todo
+        ]
+        with _timed(self.outcome, "anonymize"):
+            results = run_adapter(anonymizer, items)
+        self.outcome.computed["anonymize"] += len(items)
+        for s, item, result in zip(todo, items, results, strict=True):
+            status, identical = result.status, False
+            if result.image is not None:
+                identical = result.image.shape == item.image.shape and bool((result.image == item.image).all())
+                if identical or passthrough(item.image, result.image, subject_face(faces[s.id], s.box)):
+                    status = Status.PASSTHROUGH
+            shape = None if result.image is None else (result.image.shape[0], result.image.shape[1])
+            output = Output(status, result.status, result.reason, shape, result.faces, identical)
+            outputs[s.id] = output
+            k = self.keys[s.id]
+            self.new[k.source] = output.pack()
+            if result.image is not None:
+                self._pictures[s.id] = result.image
+                with _timed(self.outcome, "store"):
+                    self.new[k.picture] = encode_png(result.image)
+        return outputs
+
+    def acquire(self, samples: Sequence[Sample], outputs: Mapping[str, Output]) -> dict[str, list[Face]]:
+        """Faces found on the output itself, never with the original's landmarks."""
+        stored = self.worker.store.get_many(self.keys[s.id].faces for s in samples)
+        found: dict[str, list[Face]] = {}
+        for s in samples:
+            k = self.keys[s.id].faces
+            if k in stored:
+                found[s.id] = unpack_faces(stored[k])
+                continue
+            shape = outputs[s.id].shape
+            assert shape is not None, "only released outputs are searched"
+            if outputs[s.id].identical:  # the same pixels: the same faces, no need to look again
+                found[s.id] = self.clear_faces([s])[s.id]
+            else:
+                image = self.picture(s)
+                with _timed(self.outcome, "detect"):
+                    found[s.id] = self.plan.finder.find(image)
+                self.outcome.computed["detect"] += 1
+            self.new[k] = pack_faces(found[s.id], shape)
+        return found
+
+    def embed(self, rows: Sequence[tuple[Sample, Output | None, list[Face]]]) -> None:
+        for r, recognizer in enumerate(self.plan.recognizers):
+            todo: list[tuple[str, Sample, Face]] = []
+            copies: list[tuple[str, str]] = []
+            wanted = []
+            for s, output, faces in rows:
+                face = subject_face(faces, s.box)
+                box: Box | None = None
+                if face is None:
+                    shape = output.shape if output is not None and output.shape is not None else self.clear(s).shape[:2]
+                    box = fallback_box(output, (shape[0], shape[1]), s.box, self.task.typical if output is not None else MIDDLE)
+                wanted.append((self.keys[s.id].embedding(r, box), s, output, face or Face(box or Box(0, 0, 1, 1)), box))
+            present = self.worker.store.present(k for k, *_ in wanted)
+            for k, s, output, face, box in wanted:
+                if k in present:
+                    continue
+                if output is not None and output.identical and box is None:
+                    copies.append((k, Keys(self.plan, self.worker.fingerprints, CLEAR, s).embedding(r, None)))
+                    if copies[-1][1] in self.new or self.worker.store.present([copies[-1][1]]):
+                        continue
+                    copies.pop()
+                todo.append((k, s, face))
+            if copies:
+                sources = self.worker.store.get_many(c for _, c in copies)
+                for k, c in copies:
+                    if (data := sources.get(c, self.new.get(c))) is not None:
+                        self.new[k] = data
+            if not todo:
+                continue
+            self.worker.ready(recognizer)
+            with _timed(self.outcome, "align"):
+                crops = np.stack([align(self.picture(s), face, recognizer.crop) for _, s, face in todo])
+            with _timed(self.outcome, f"embed {recognizer.name}"):
+                embeddings = recognizer.embed(crops)
+            if embeddings.shape[0] != len(todo) or embeddings.dtype != np.float32:
+                raise DeidbenchError(f"recogniser {recognizer.name!r} returned {embeddings.shape} {embeddings.dtype} for {len(todo)} faces", "it must return float32 (n, d)")
+            self.outcome.computed["embed"] += len(todo)
+            for (k, _, _), embedding in zip(todo, embeddings, strict=True):
+                self.new[k] = np.ascontiguousarray(embedding, np.float32).tobytes()
+
+    def measure(self, samples: Sequence[Sample]) -> None:
+        for m, metric in enumerate(self.plan.metrics):
+            if not metric.measures:
+                continue
+            present = self.worker.store.present(self.keys[s.id].measure(m) for s in samples)
+            for s in samples:
+                k = self.keys[s.id].measure(m)
+                if k in present:
+                    continue
+                original, output = self.clear(s), self.picture(s)
+                if output.shape != original.shape:
+                    output = resized(output, original.shape)
+                face = subject_face(self.clear_faces([s])[s.id], s.box)
+                with _timed(self.outcome, f"measure {metric.name}"):
+                    values = dict(metric.measure(original, output, face))
+                self.outcome.computed["measure"] += 1
+                if set(values) != set(metric.measures):
+                    raise DeidbenchError(f"metric {metric.name!r} measured {sorted(values)}, it declares {sorted(metric.measures)}", "mend the metric")
+                self.new[k] = json.dumps({name: float(v) for name, v in values.items()}).encode()
+
+
+class _timed:
+    """Adds the seconds of a block to an outcome's stage."""
+
+    def __init__(self, outcome: Outcome, stage: str) -> None:
+        self.outcome, self.stage = outcome, stage
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.outcome.seconds[self.stage] += time.perf_counter() - self.start
+
+
+def run_adapter(anonymizer: Anonymizer, items: Sequence[Item]) -> list[Anonymized]:
+    """``anonymizer`` on ``items``, its answers checked; what breaks the contract or raises is ``failed`` with the reason.
+
+    When a batch raises, its items are tried one by one, so that one bad item costs itself only.
+    """
+    try:
+        results = list(anonymizer.anonymize(items))
+        if len(results) != len(items):
+            raise ValueError(f"returned {len(results)} results for {len(items)} items")
+    except DeidbenchError:
+        raise
+    except MemoryError as error:
+        if len(items) == 1:
+            return [Anonymized.failed(items[0].id, f"out of memory: {error}")]
+        half = len(items) // 2
+        return run_adapter(anonymizer, items[:half]) + run_adapter(anonymizer, items[half:])
+    except Exception as error:  # an adapter may raise anything; the reason is kept and the other items go on
+        if len(items) == 1:
+            return [Anonymized.failed(items[0].id, f"{type(error).__name__}: {error}")]
+        return [result for item in items for result in run_adapter(anonymizer, [item])]
+    return [_checked(item, result) for item, result in zip(items, results, strict=True)]
+
+
+def _checked(item: Item, result: Anonymized) -> Anonymized:
+    if not isinstance(result, Anonymized):
+        return Anonymized.failed(item.id, f"the adapter returned {type(result).__name__}, not Anonymized")
+    if result.id != item.id:
+        return Anonymized.failed(item.id, f"the adapter answered for {result.id!r} where {item.id!r} was asked")
+    image = result.image
+    if image is None:
+        if result.status is Status.OK:
+            return Anonymized.failed(item.id, "the adapter says ok but returned no image")
+        return result
+    if result.status not in (Status.OK, Status.PASSTHROUGH):
+        # A picture that the method itself does not stand behind is not released.
+        return Anonymized(result.id, result.status, None, result.faces, result.reason)
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        return Anonymized.failed(item.id, f"the adapter returned {what}; images are RGB uint8 (H, W, 3)")
+    return result
+
+
+def typical_box(boxes: Sequence[tuple[Box, tuple[int, int]]]) -> tuple[float, float, float, float]:
+    """Where faces are in the frames of a data set: median over clear images of (box, (H, W)), as fractions.
+
+    Rounded to 1/1000, so that a few images more or less do not change every key.
+    """
+    if not boxes:
+        return MIDDLE
+    relative = np.array([(b.x0 / w, b.y0 / h, b.x1 / w, b.y1 / h) for b, (h, w) in boxes])
+    x0, y0, x1, y1 = (round(float(v), 3) for v in np.median(relative, axis=0))
+    return x0, y0, x1, y1
+
+
+def unpack_embedding(data: bytes) -> Floats:
+    return np.frombuffer(data, np.float32)

@@ -1,0 +1,573 @@
+"""A run in stages: data, clear images, every method, scores, throughput, record.
+
+Every stage reads the store and writes the store, so running the same command again does what is left and nothing else.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deidbench import __version__, kinds
+from deidbench.cache import Store, default_folder, key
+from deidbench.errors import DeidbenchError, InputError, MissingError
+from deidbench.executors import cores, make_executor
+from deidbench.faces import FaceFinder, subject_face, unpack_faces, unpack_shape
+from deidbench.pipeline import (
+    CLEAR,
+    MIDDLE,
+    Fingerprints,
+    Keys,
+    Outcome,
+    Output,
+    Plan,
+    Task,
+    fallback_box,
+    initialise,
+    process,
+    typical_box,
+    unpack_embedding,
+)
+from deidbench.progress import progress
+from deidbench.records import SCHEMA_VERSION, Curve, Row, frame
+from deidbench.suite import Suite
+from deidbench.types import Face, Sample, Status
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from deidbench.metrics.base import Findings, Metric, Protocol, Table
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run; nothing here changes a figure.
+
+    workers: processes, 0 for one per core.  batch: images per task.  cache: the store's folder (None: the default).
+    """
+
+    workers: int = 0
+    batch: int = 16
+    cache: Path | None = None
+    quiet: bool = False
+    retry_failed: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: its folder, and what a caller should know.
+
+    computed: artefacts computed in this call, per stage (all zero when everything was in the store).
+    """
+
+    folder: Path
+    failed: int
+    unreadable: int
+    computed: Mapping[str, int]
+
+
+def run_suite(suite: Suite, out: Path, options: Options = Options()) -> Result:
+    """Runs ``suite`` and leaves the run in ``out`` (see :mod:`deidbench.records`)."""
+    return _Run(suite, Path(out), options).run()
+
+
+def protocol_of(suite: Suite) -> Protocol:
+    from deidbench.metrics.base import Protocol
+
+    table = suite.file.protocol
+    values = {f.name: getattr(table, f.name) for f in fields(Protocol) if f.name != "name"}
+    for name in ("ranks", "fmr"):
+        values[name] = tuple(values[name])
+    return Protocol(name=suite.file.suite.protocol, **values)
+
+
+class _Run:
+    def __init__(self, suite: Suite, out: Path, options: Options) -> None:
+        if options.batch < 1:
+            raise InputError(f"--batch must be at least 1, got {options.batch}", "--batch 16")
+        self.suite, self.out, self.options = suite, out, options
+        self.protocol = protocol_of(suite)
+        self.started = datetime.now(UTC)
+        self.wall: dict[str, float] = {}
+        self.cpu: dict[str, float] = defaultdict(float)
+        self.computed: Counter[str] = Counter()
+        self.unreadable: dict[str, str] = {}
+        self._build()
+
+    def _build(self) -> None:
+        """Parts from the suite, checked before anything is computed."""
+        file = self.suite.file
+        self.dataset = kinds.datasets.create(file.dataset.name, **file.dataset.params)
+        methods = tuple(kinds.anonymizers.create(m.name, **m.params) for m in self.suite.methods)
+        recognizers = tuple(kinds.recognizers.create(r.name, **r.params) for r in file.recognizers)
+        metrics = tuple(kinds.metrics.create(m.name, **m.params) for m in file.metrics)
+        for part in (self.dataset, *recognizers):
+            if problem := part.missing():
+                raise MissingError(f"{part.name} is not ready: {problem}", "deidbench doctor shows what is ready")
+        names = [r.name for r in recognizers]
+        self.recognizer_names = [
+            name if names.count(name) == 1 else f"{name}#{i}" for i, name in enumerate(r.name + (f":{r.params['variant']}" if "variant" in r.params else "") for r in file.recognizers)
+        ]
+        for method in methods:
+            method.validate()
+        self.workers = self.options.workers or cores()
+        self.plan = Plan(
+            methods=methods,
+            recognizers=recognizers,
+            metrics=metrics,
+            finder=FaceFinder(file.faces.min_score, file.faces.tile_from),
+            seed=file.protocol.seed,
+            store=self.options.cache or default_folder(),
+            threads=max(1, cores() // self.workers),
+            retry_failed=self.options.retry_failed,
+        )
+        self.fingerprints = Fingerprints(self.plan)
+
+    # -- the stages --------------------------------------------------------------------------------------------
+    def run(self) -> Result:
+        from deidbench.images import atomic_write
+
+        self.store = Store(self.plan.store)
+        atomic_write(self.out / "suite.json", self.suite.file.model_dump_json(indent=1))
+        executor = make_executor(self.workers, initialise, (self.plan,))
+        try:
+            with self._stage("data"):
+                self._read_data()
+            with self._stage("clear images"):
+                self._clear(executor)
+            with self._stage("methods"):
+                self._methods(executor)
+            with self._stage("scores"):
+                findings = self._scores(executor)
+        finally:
+            executor.close()
+        with self._stage("throughput"):
+            timing = self._throughput()
+        with self._stage("record"):
+            failed = self._write(findings, timing)
+        self.store.close()
+        return Result(self.out, failed, len(self.unreadable), dict(self.computed))
+
+    def _stage(self, name: str) -> _Stage:
+        return _Stage(self.wall, name)
+
+    def _read_data(self) -> None:
+        everything = list(self.dataset.samples())
+        ids = [s.id for s in everything]
+        if len(set(ids)) != len(ids):
+            double = next(i for i, n in Counter(ids).items() if n > 1)
+            raise InputError(f"data set {self.dataset.name!r} yields the sample id {double!r} twice", "ids must be unique")
+        roles = self.suite.file.dataset.roles
+        self.samples = [s for s in everything if s.role in roles]
+        self.roles = Counter(s.role for s in everything)
+        persons: dict[str, set[str]] = defaultdict(set)
+        for s in everything:
+            persons[s.subject_id].add(s.role)
+        if both := [p for p, r in persons.items() if len(r) > 1]:
+            raise InputError(f"person {both[0]!r} is in several roles ({', '.join(sorted(persons[both[0]]))})", "splits must be person-disjoint; mend the manifest")
+        if not self.samples:
+            raise InputError(
+                f"data set {self.dataset.name!r} has no sample with role {' or '.join(roles)} (it has: {dict(self.roles)})",
+                'set roles = ["..."] under [dataset]',
+            )
+        self._write_manifest(everything)
+
+    def _write_manifest(self, samples: Iterable[Sample]) -> None:
+        """The data as it was used: ids, persons, roles and hashes, so that the split can be repeated elsewhere."""
+        from deidbench.images import atomic_write
+
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["id", "subject_id", "role", "sha256"])
+        table.writerows((s.id, s.subject_id, s.role, s.sha256) for s in samples)
+        atomic_write(self.out / "manifest.csv", text.getvalue())
+
+    def _batches(self, samples: Sequence[Sample]) -> list[tuple[Sample, ...]]:
+        n = self.options.batch
+        return [tuple(samples[i : i + n]) for i in range(0, len(samples), n)]
+
+    def _execute(self, executor: Any, title: str, tasks: Sequence[Task]) -> None:
+        with progress(title, sum(len(t.samples) for t in tasks), quiet=self.options.quiet) as tick:
+            for i, outcome in executor.run(process, tasks):
+                self._note(outcome)
+                tick(len(tasks[i].samples))
+
+    def _note(self, outcome: Outcome) -> None:
+        for stage, seconds in outcome.seconds.items():
+            self.cpu[stage] += seconds
+        self.computed.update(outcome.computed)
+        self.unreadable.update(outcome.unreadable)
+
+    def _clear(self, executor: Any) -> None:
+        keys = {s.id: Keys(self.plan, self.fingerprints, CLEAR, s) for s in self.samples}
+        state = self._state(CLEAR, self.samples, keys, MIDDLE)
+        todo = [s for s in self.samples if not state[s.id].complete]
+        self._execute(executor, "clear images", [Task(CLEAR, batch) for batch in self._batches(todo)])
+        # An image that cannot be read can be neither gallery nor probe: it is left out, counted and named.
+        self.samples = [s for s in self.samples if s.id not in self.unreadable]
+        if not self.samples:
+            name, why = next(iter(self.unreadable.items()))
+            raise InputError(f"none of the {len(self.unreadable)} images can be read; the first, {name}: {why}", "mend the files or the manifest")
+        self.clear_state = self._state(CLEAR, self.samples, keys, MIDDLE)
+        boxes = [(st.face.box, st.shape) for st in self.clear_state.values() if st.face is not None and st.shape is not None]
+        self.typical = typical_box(boxes)
+
+    def _methods(self, executor: Any) -> None:
+        tasks = []
+        self.method_keys = []
+        for m in range(len(self.plan.methods)):
+            keys = {s.id: Keys(self.plan, self.fingerprints, m, s) for s in self.samples}
+            self.method_keys.append(keys)
+            state = self._state(m, self.samples, keys, self.typical)
+            todo = [s for s in self.samples if not state[s.id].complete]
+            tasks += [Task(m, batch, self.typical) for batch in self._batches(todo)]
+        self._execute(executor, "anonymise, find, embed, measure", tasks)
+        self.states = [self._state(m, self.samples, self.method_keys[m], self.typical) for m in range(len(self.plan.methods))]
+        for m, state in enumerate(self.states):
+            if incomplete := [i for i, st in state.items() if not st.complete]:
+                raise DeidbenchError(
+                    f"{self.suite.methods[m].label}: {len(incomplete)} images did not make it into the store, the first is {incomplete[0]}",
+                    "run the same command again; if it stays, the store is being pruned by somebody else",
+                )
+
+    # -- reading the store -------------------------------------------------------------------------------------
+    def _state(self, method: int, samples: Sequence[Sample], keys: Mapping[str, Keys], typical: Sequence[float]) -> dict[str, _State]:
+        """What the store knows of each sample under ``method``."""
+        outputs: dict[str, Output | None] = {}
+        if method == CLEAR:
+            outputs = {s.id: None for s in samples}
+            live = list(samples)
+        else:
+            stored = self.store.get_many(keys[s.id].source for s in samples)
+            pictures = self.store.present(keys[s.id].picture for s in samples)
+            live = []
+            for s in samples:
+                if (data := stored.get(keys[s.id].source)) is None:
+                    continue
+                output = Output.unpack(data)
+                if self.options.retry_failed and output.adapter_status is Status.FAILED and s.id not in self._retried:
+                    continue
+                if output.released and keys[s.id].picture not in pictures:
+                    continue
+                outputs[s.id] = output
+                if output.released:
+                    live.append(s)
+        faces = self.store.get_many(keys[s.id].faces for s in live)
+        states: dict[str, _State] = {}
+        wanted: list[str] = []
+        for s in live:
+            if (data := faces.get(keys[s.id].faces)) is None:
+                continue
+            shape = unpack_shape(data)
+            face = subject_face(unpack_faces(data), s.box)
+            box = None if face is not None else fallback_box(outputs[s.id], shape, s.box, typical)
+            embeddings = [keys[s.id].embedding(r, box) for r in range(len(self.plan.recognizers))]
+            measures = [] if method == CLEAR else [keys[s.id].measure(i) for i, m in enumerate(self.plan.metrics) if m.measures]
+            wanted += [*embeddings, *measures]
+            states[s.id] = _State(outputs[s.id], face, shape, embeddings, measures)
+        present = self.store.present(wanted)
+        result = {}
+        for s in samples:
+            st = states.get(s.id)
+            if st is not None:
+                st.complete = all(k in present for k in (*st.embeddings, *st.measures))
+            elif s.id in outputs and (o := outputs[s.id]) is not None and not o.released:
+                st = _State(o, None, None, [], [], complete=True)
+            else:
+                st = _State(None, None, None, [], [])
+            result[s.id] = st
+        return result
+
+    @property
+    def _retried(self) -> set[str]:
+        # After the method stage has run once, failed outputs are what they are.
+        return {s.id for s in self.samples} if hasattr(self, "method_keys") and len(self.method_keys) == len(self.plan.methods) else set()
+
+    def _table(self, label: str, state: Mapping[str, _State]) -> Table:
+        """Columns of one method (or of the clear images)."""
+        from deidbench.metrics.base import Table
+
+        samples, n = self.samples, len(self.samples)
+        states = [state[s.id] for s in samples]
+        data = self.store.get_many(k for st in states for k in (*st.embeddings, *st.measures))
+        embeddings: dict[str, np.ndarray[Any, np.dtype[np.float32]]] = {}
+        for r, name in enumerate(self.recognizer_names):
+            vectors = {i: unpack_embedding(data[st.embeddings[r]]) for i, st in enumerate(states) if st.embeddings}
+            dim = len(next(iter(vectors.values()))) if vectors else 1
+            column = np.full((n, dim), np.nan, np.float32)
+            for i, v in vectors.items():
+                column[i] = v
+            embeddings[name] = column
+        names = [m for metric in self.plan.metrics for m in metric.measures]
+        measures = {name: np.full(n, np.nan) for name in names}
+        for i, st in enumerate(states):
+            for k in st.measures:
+                for name, value in json.loads(data[k]).items():
+                    measures[name][i] = value
+        labels = sorted({name for s in samples for name in s.attributes})
+        return Table(
+            dataset=self.dataset.name,
+            method=label,
+            ids=np.array([s.id for s in samples], np.str_),
+            subjects=np.array([s.subject_id for s in samples], np.str_),
+            status=np.array([Status.OK.value if st.output is None else st.output.status.value for st in states], np.str_),
+            withheld=np.array([st.output is not None and not st.output.released for st in states], np.bool_),
+            fta=np.array([st.shape is not None and st.face is None for st in states], np.bool_),
+            embeddings=embeddings,
+            measures=measures,
+            attributes={a: np.array([s.attributes.get(a, np.nan) for s in samples], np.float64) for a in labels},
+            emotion=np.array([s.emotion or "" for s in samples], np.str_),
+        )
+
+    # -- scores ------------------------------------------------------------------------------------------------
+    def _scores(self, executor: Any) -> list[Findings]:
+        from deidbench.metrics.base import Findings
+
+        clear = self._table("clear", self.clear_state)
+        self.tables = [self._table(spec.label, state) for spec, state in zip(self.suite.methods, self.states, strict=True)]
+        digest = _digest(clear)
+        tasks, keys = [], []
+        for table in self.tables:
+            for i, metric in enumerate(self.plan.metrics):
+                keys.append(
+                    key("findings", version=__version__, schema=SCHEMA_VERSION, metric=self.fingerprints.metrics[i], protocol=asdict(self.protocol), clear=digest, table=_digest(table))
+                )
+                tasks.append((metric, clear, table, self.protocol))
+        stored = self.store.get_many(keys)
+        todo = [i for i, k in enumerate(keys) if k not in stored]
+        with progress("attack and score", len(todo), quiet=self.options.quiet) as tick:
+            for i, findings in executor.run(_score, [tasks[i] for i in todo]):
+                data = json.dumps({"rows": [asdict(r) for r in findings.rows], "curves": [asdict(c) for c in findings.curves]}).encode()
+                stored[keys[todo[i]]] = data
+                self.store.put(keys[todo[i]], data)
+                self.computed["score"] += 1
+                tick()
+        found = []
+        for k in keys:
+            record = json.loads(stored[k])
+            found.append(Findings([Row(**r) for r in record["rows"]], [Curve(**c) for c in record["curves"]]))
+        return found
+
+    # -- throughput --------------------------------------------------------------------------------------------
+    def _throughput(self) -> list[Row]:
+        """Wall-clock rows; measured once per method, machine and version, then read from the store."""
+        from deidbench.environment import cpu_name, versions
+
+        table = self.suite.file.throughput
+        if table.images == 0:
+            return []
+        samples = self.samples[: table.images]
+        machine = [cpu_name(), cores(), versions()]
+        keys = [
+            key("timing", method=f, machine=machine, images=[s.sha256 for s in samples], repeats=table.repeats, label=spec.label, schema=SCHEMA_VERSION, dataset=self.dataset.name)
+            for f, spec in zip(self.fingerprints.methods, self.suite.methods, strict=True)
+        ]
+        stored = {k: [Row(**r) for r in json.loads(v)] for k, v in self.store.get_many(keys).items()}
+        todo = [m for m, k in enumerate(keys) if k not in stored]
+        if todo:
+            for m, rows in self._time(todo, samples).items():
+                stored[keys[m]] = rows
+                self.store.put(keys[m], json.dumps([asdict(r) for r in rows]).encode())
+                self.computed["timing"] += 1
+        return [row for k in keys for row in stored[k]]
+
+    def _time(self, methods: Sequence[int], samples: Sequence[Sample]) -> dict[int, list[Row]]:
+        from deidbench.executors import limit_threads
+        from deidbench.metrics import throughput
+        from deidbench.pipeline import load_sample
+        from deidbench.types import Item
+
+        limit_threads(cores())
+        table = self.suite.file.throughput
+        faces = self.store.get_many(Keys(self.plan, self.fingerprints, CLEAR, s).faces for s in samples)
+        images = {s.id: load_sample(s) for s in samples}
+        entries = []
+        for m in methods:
+            anonymizer = self.plan.methods[m]
+            items = []
+            for s in samples:
+                k = Keys(self.plan, self.fingerprints, m, s)
+                found = tuple(unpack_faces(faces[k.clear_faces])) if anonymizer.needs_faces else None
+                items.append(Item(s.id, images[s.id], found, k.seed, s.subject_id))
+            entries.append((self.suite.methods[m].label, anonymizer, items))
+        with progress("throughput", len(entries), quiet=self.options.quiet) as tick:
+            timings = throughput.measure_interleaved(entries, repeats=table.repeats)
+            tick(len(entries))
+        return {m: throughput.rows(timing, self.dataset.name, self.protocol) for m, timing in zip(methods, timings, strict=True)}
+
+    # -- the record --------------------------------------------------------------------------------------------
+    def _write(self, findings: Sequence[Findings], timing: Sequence[Row]) -> int:
+        from deidbench.datasets.base import manifest_sha256
+        from deidbench.environment import environment
+        from deidbench.images import atomic_write
+
+        rows = [r for f in findings for r in f.rows] + list(timing)
+        curves = [c for f in findings for c in f.curves]
+        failed = sum(int((t.status == Status.FAILED.value).sum()) for t in self.tables)
+        self._write_samples()
+        tables = {"rows": frame(rows, Row), "curves": frame(curves, Curve), "images": self._images()}
+        for name, table in tables.items():
+            atomic_write(self.out / f"{name}.parquet", _parquet(table))
+        atomic_write(self.out / "rows.json", json.dumps([asdict(r) for r in rows], indent=1))
+        file = self.suite.file
+        methods = []
+        for spec, part, fingerprint, t in zip(self.suite.methods, self.plan.methods, self.fingerprints.methods, self.tables, strict=True):
+            counts = {s.value: int((t.status == s.value).sum()) for s in Status}
+            methods.append(
+                {
+                    "label": spec.label, "slug": spec.slug, "name": spec.name, "params": part.params(), "family": spec.family,
+                    "strength": spec.strength, "control": spec.control, "version": part.version, "fingerprint": fingerprint,
+                    "citation": part.citation, "licence": part.licence, "trained_on": list(part.trained_on),
+                    "deterministic": part.deterministic, "counts": {**counts, "fta": int(t.fta.sum()), "images": t.n},
+                }
+            )  # fmt: skip
+        persons = {s.subject_id for s in self.samples}
+        record = {
+            "schema": SCHEMA_VERSION,
+            "deidbench": __version__,
+            "suite": {"name": self.suite.name, "title": file.suite.title, "file": self.suite.origin, "sha256": self.suite.sha256},
+            "protocol": {**asdict(self.protocol), "deviations": list(self.suite.deviations)},
+            "dataset": {
+                "name": self.dataset.name, "title": self.dataset.title, "version": self.dataset.version,
+                "citation": self.dataset.citation, "licence": self.dataset.licence, "roles": file.dataset.roles,
+                "all_roles": dict(self.roles), "n_images": len(self.samples), "n_persons": len(persons),
+                "manifest_sha256": manifest_sha256([{"id": s.id, "subject_id": s.subject_id, "sha256": s.sha256} for s in self.samples]),
+                "typical_box": list(self.typical), "unreadable": self.unreadable,
+                "clear_fta": sum(st.face is None for st in self.clear_state.values()),
+            },
+            "methods": methods,
+            "recognizers": [
+                {"name": name, "fingerprint": f, "weights_sha256": r.weights_sha256(), "runtime": r.runtime(), "citation": r.citation,
+                 "licence": r.licence, "trained_on": list(r.trained_on), "params": r.params()}
+                for name, r, f in zip(self.recognizer_names, self.plan.recognizers, self.fingerprints.recognizers, strict=True)
+            ],
+            "metrics": [{"name": m.name, "version": m.version, "params": m.params(), "citation": m.citation} for m in self.plan.metrics],
+            "finder": self.fingerprints.finder,
+            "environment": environment(),
+            "run": {
+                "workers": self.workers, "batch": self.options.batch, "threads": self.plan.threads,
+                "computed": dict(self.computed), "damaged_artefacts": self.store.damaged,
+            },
+            "timings": {**{k: round(v, 3) for k, v in self.wall.items()}, "per_stage_worker_seconds": {k: round(v, 3) for k, v in self.cpu.items()}},
+            "started": self.started.isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }  # fmt: skip
+        atomic_write(self.out / "run.json", json.dumps(record, indent=1, default=str))  # last: its presence means complete
+        return failed
+
+    def _images(self) -> pd.DataFrame:
+        """One line per (method, image)."""
+        import pandas as pd
+
+        parts = []
+        for spec, table, state, keys in zip(self.suite.methods, self.tables, self.states, self.method_keys, strict=True):
+            outputs = [state[s.id].output for s in self.samples]
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "method": spec.label, "id": table.ids, "subject_id": table.subjects,
+                        "role": [s.role for s in self.samples], "status": table.status,
+                        "adapter_status": [o.adapter_status.value if o else "" for o in outputs],
+                        "reason": [o.reason if o else "" for o in outputs],
+                        "withheld": table.withheld, "fta": table.fta, **table.measures,
+                        "seed": [keys[s.id].seed for s in self.samples], "artefact": [keys[s.id].source for s in self.samples],
+                    }
+                )
+            )  # fmt: skip
+        return pd.concat(parts, ignore_index=True)
+
+    def _write_samples(self) -> None:
+        """Pictures of a few persons under every method, evenly spread over the persons, the first image of each."""
+        import shutil
+
+        from deidbench.images import atomic_write
+
+        folder = self.out / "samples"
+        shutil.rmtree(folder, ignore_errors=True)
+        count = self.suite.file.report.samples
+        if count == 0:
+            return
+        first: dict[str, Sample] = {}
+        for s in self.samples:
+            first.setdefault(s.subject_id, s)
+        people = list(first.values())
+        chosen = [people[i] for i in np.unique(np.linspace(0, len(people) - 1, min(count, len(people))).round().astype(int))]
+        rows = []
+        for spec, state, keys in zip(self.suite.methods, self.states, self.method_keys, strict=True):
+            files: list[str | None] = []
+            pictures = self.store.get_many(keys[s.id].picture for s in chosen)
+            for i, s in enumerate(chosen):
+                data = pictures.get(keys[s.id].picture)
+                files.append(None if data is None else f"{spec.slug}/{i}.png")
+                if data is not None:
+                    atomic_write(folder / spec.slug / f"{i}.png", data)
+            statuses = [st.status.value if (st := state[s.id].output) else "" for s in chosen]
+            rows.append({"label": spec.label, "slug": spec.slug, "files": files, "statuses": statuses})
+        atomic_write(folder / "index.json", json.dumps({"columns": [s.id for s in chosen], "rows": rows}, indent=1))
+
+
+@dataclass(eq=False)
+class _State:
+    """What the store holds for one (method, sample): keys of embeddings and measures, and whether all are there."""
+
+    output: Output | None
+    face: Face | None
+    shape: tuple[int, int] | None
+    embeddings: list[str]
+    measures: list[str]
+    complete: bool = False
+
+
+class _Stage:
+    """Wall-clock seconds of a block."""
+
+    def __init__(self, wall: dict[str, float], name: str) -> None:
+        self.wall, self.name = wall, name
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.wall[self.name] = time.perf_counter() - self.start
+
+
+def _score(task: tuple[Metric, Table, Table, Protocol]) -> Findings:
+    metric, clear, table, protocol = task
+    return metric.score(clear, table, protocol)
+
+
+def _digest(table: Table) -> str:
+    """Hash over all columns of a table."""
+    h = hashlib.sha256()
+
+    def add(name: str, array: np.ndarray[Any, Any]) -> None:
+        a = np.ascontiguousarray(array)
+        h.update(f"{name}|{a.dtype.str}|{a.shape}|".encode())
+        h.update(a.tobytes())
+
+    h.update(f"{table.dataset}|{table.method}|".encode())
+    for name in ("ids", "subjects", "status", "withheld", "fta"):
+        add(name, getattr(table, name))
+    for group in ("embeddings", "measures", "attributes"):
+        for name, column in sorted(getattr(table, group).items()):
+            add(f"{group}.{name}", column)
+    if table.emotion is not None:
+        add("emotion", table.emotion)
+    return h.hexdigest()
+
+
+def _parquet(table: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    return buffer.getvalue()
