@@ -51,6 +51,9 @@ class Anonymizer(ABC):
         what = [type(self).__module__, type(self).__qualname__, self.name, self.version, self.params(), self.weights_sha256()]
         return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
+    def validate(self) -> None:  # noqa: B027 - most parameters have no wrong values
+        """Raises InputError for parameters that make no sense.  Called before anything is computed; cheap."""
+
     def load(self) -> None:  # noqa: B027 - most methods have nothing to load
         """Reads weights; called once per process before the first :meth:`anonymize`.  May raise MissingError."""
 

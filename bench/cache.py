@@ -70,10 +70,18 @@ class Store:
     def _fault(self, error: BaseException) -> EnvironmentFault:
         text = str(error)
         if "not a database" in text or "malformed" in text:
-            return EnvironmentFault(f"the store {self.path} is damaged: {text}", f"delete it (rm {self.path}*) and run again; it only holds what can be computed anew")
+            return EnvironmentFault(
+                f"the store {self.path} is damaged: {text}",
+                f"delete it (rm {self.path}*) and run again; it only holds what can be computed anew",
+            )
         if "full" in text or getattr(error, "errno", None) == 28:
-            return EnvironmentFault(f"no space left for the store {self.folder}", "free some space, or name another folder with --cache DIR; then run the same command again, nothing is lost")
-        return EnvironmentFault(f"the store {self.folder} cannot be used: {text}", "name a folder that you can write to with --cache DIR")
+            return EnvironmentFault(
+                f"no space left for the store {self.folder}",
+                "free some space, or name another folder with --cache DIR; then run the same command again, nothing is lost",
+            )
+        return EnvironmentFault(
+            f"the store {self.folder} cannot be used: {text}", "name a folder that you can write to with --cache DIR"
+        )
 
     # -- reading -----------------------------------------------------------------------------------------------
     def get(self, key: str) -> bytes | None:

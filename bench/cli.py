@@ -53,12 +53,23 @@ def cli() -> None:
 @cli.command()
 @click.argument("suite", default="deidbench-v1")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the result.  [default: results/SUITE]")
-@click.option("--data", "data", type=click.Path(path_type=Path), help="Evaluate on this folder of images instead (manifest.csv, or one sub-folder per person).")
-@click.option("--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Override a value of the suite; may be repeated.")
+@click.option(
+    "--data",
+    "data",
+    type=click.Path(path_type=Path),
+    help="Evaluate on this folder of images instead (manifest.csv, or one sub-folder per person).",
+)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Override a value of the suite; may be repeated."
+)
 @click.option("--only", multiple=True, metavar="METHOD", help="Run only these methods (label or sweep name); may be repeated.")
 @click.option("--workers", default=0, show_default="one per core", help="Worker processes.")
 @click.option("--batch", default=16, show_default=True, help="Images per task.")
-@click.option("--cache", type=click.Path(path_type=Path), help="Folder of the store.  [default: $DEIDBENCH_CACHE or the user's cache folder]")
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    help="Folder of the store.  [default: $DEIDBENCH_CACHE or the user's cache folder]",
+)
 @click.option("--retry-failed", is_flag=True, help="Try images again on which a method failed.")
 @click.option("--no-report", is_flag=True, help="Leave tables, figures and the page out.")
 @click.option("--quiet", is_flag=True, help="No progress bars, no summary.")
@@ -77,7 +88,9 @@ def run(
     changes = list(overrides)
     if data is not None:
         if not data.exists():
-            raise InputError(f"--data {data}: no such folder", "name a folder that holds manifest.csv or one sub-folder per person")
+            raise InputError(
+                f"--data {data}: no such folder", "name a folder that holds manifest.csv or one sub-folder per person"
+            )
         changes = ["dataset.name=folder", f"dataset.params.root={_toml_string(str(data.resolve()))}", *changes]
     loaded = load_suite(suite, changes, only=only)
     folder = out or Path("results") / loaded.name
@@ -90,12 +103,24 @@ def run(
     if as_json:
         import json
 
-        click.echo(json.dumps({"folder": str(folder), "failed": result.failed, "unreadable": result.unreadable, "computed": dict(result.computed)}))
+        click.echo(
+            json.dumps(
+                {
+                    "folder": str(folder),
+                    "failed": result.failed,
+                    "unreadable": result.unreadable,
+                    "computed": dict(result.computed),
+                }
+            )
+        )
     elif not quiet:
         _summary(folder, written)
     if result.failed or result.unreadable:
         if not as_json:
-            click.echo(f"{result.failed} outputs failed and {result.unreadable} images could not be read: {folder}/images.parquet and run.json name them", err=True)
+            click.echo(
+                f"{result.failed} outputs failed and {result.unreadable} images could not be read: {folder}/images.parquet and run.json name them",
+                err=True,
+            )
         sys.exit(ExitCode.PARTIAL)
 
 
@@ -118,7 +143,13 @@ def _toml_string(text: str) -> str:
 
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--format", "formats", multiple=True, type=click.Choice(["csv", "md", "tex", "html"]), help="Only these; may be repeated.  [default: all]")
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(["csv", "md", "tex", "html"]),
+    help="Only these; may be repeated.  [default: all]",
+)
 @click.option("--no-figures", is_flag=True, help="Leave the figures as they are.")
 @click.option("--quiet", is_flag=True, help="Do not print the summary.")
 def report(folder: Path, formats: Sequence[str], no_figures: bool, quiet: bool) -> None:
@@ -139,7 +170,9 @@ def report(folder: Path, formats: Sequence[str], no_figures: bool, quiet: bool) 
 @click.option("--overwrite", is_flag=True, help="Make outputs anew that exist already.")
 @click.option("--batch", default=16, show_default=True, help="Images per batch.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-def anonymize(source: Path, target: Path, method: str, params: Sequence[str], seed: int, overwrite: bool, batch: int, quiet: bool) -> None:
+def anonymize(
+    source: Path, target: Path, method: str, params: Sequence[str], seed: int, overwrite: bool, batch: int, quiet: bool
+) -> None:
     """Anonymise a file or a folder tree.
 
     Inputs are never overwritten.  Where no face is found nothing is written; deidbench-status.csv says so.
@@ -239,10 +272,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         import errno
 
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            click.echo(f"error: no space left on the disk ({error.filename or 'while writing'})\n  -> free some space and run the same command again: nothing is lost", err=True)
+            click.echo(
+                f"error: no space left on the disk ({error.filename or 'while writing'})\n  -> free some space and run the same command again: nothing is lost",
+                err=True,
+            )
             sys.exit(ExitCode.ENVIRONMENT)
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            click.echo(f"error: no permission: {error.filename or error}\n  -> name another folder with --out or --cache", err=True)
+            click.echo(
+                f"error: no permission: {error.filename or error}\n  -> name another folder with --out or --cache", err=True
+            )
             sys.exit(ExitCode.ENVIRONMENT)
         raise
 

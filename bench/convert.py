@@ -19,12 +19,12 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from deidbench.errors import DeidbenchError, EnvironmentFault, ExitCode, ImageError, InputError
-from deidbench.images import IMAGE_SUFFIXES, WRITABLE, atomic_write, read_image, write_image
+from deidbench.images import IMAGE_SUFFIXES, WRITABLE, atomic_write, encode_image, read_image
 from deidbench.types import Anonymized, Face, Image, Item, Status
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ JOURNAL_FILE = "deidbench-status.part.csv"
 COLUMNS = ("path", "status", "faces", "reason", "seed", "method")
 #: Statuses beside those of :class:`~deidbench.types.Status`.
 UNREADABLE = "unreadable"
-#: The output was there and nothing is known of how it was made.
+#: A file of the output's name was there and nothing is known of how it was made.
 EXISTS = "exists"
 #: A batch ends early when its images hold this many pixels together (192 MB as RGB).
 BATCH_PIXELS = 64_000_000
@@ -74,9 +74,10 @@ class Line:
 class Summary:
     """What became of a tree.
 
-    counts: status -> images, over all images of the source.  written: files written by this call.  skipped: outputs that
-    an earlier call had made.  problems: a line for everything but ``ok``.  ignored: file ending -> number of files that
-    are no images (videos and raw photographs among them).  links: folders that are symbolic links, which are not followed.
+    counts: status -> images, over all images of the source.  written: files written by this call.
+    skipped: outputs that an earlier call had made (they count as ``ok``).  problems: a line for everything but ``ok``.
+    ignored: file ending -> number of files that are no images (videos and raw photographs among them).
+    links: folders that are symbolic links, which are not followed.  status_file: None for one file to one file.
     """
 
     counts: Mapping[str, int]
@@ -93,9 +94,8 @@ class Summary:
 
     @property
     def exit_code(self) -> ExitCode:
-        """PARTIAL when an image of the source has no output."""
-        released = self.counts.get(Status.OK.value, 0) + self.counts.get(EXISTS, 0)
-        return ExitCode.OK if released == self.total and not self.links else ExitCode.PARTIAL
+        """PARTIAL when an image of the source has no output of ours."""
+        return ExitCode.OK if self.counts.get(Status.OK.value, 0) == self.total and not self.links else ExitCode.PARTIAL
 
 
 @dataclass(frozen=True)
@@ -151,42 +151,54 @@ def anonymize_tree(
     method = f"{anonymizer!r} {anonymizer.fingerprint}"
 
     past = _read_status(folder) if folder is not None else {}
-    done = {} if overwrite else {job.name: _past_line(past, job, method) for job in jobs if os.path.lexists(job.target)}
-    _refuse_mixture(done, past, method, seed, target)
+    there = {job.name for job in jobs if os.path.lexists(job.target)}
+    if folder is None and there and not overwrite:
+        raise InputError(f"{target} is already there", "choose another name for the output, or overwrite it")
+    done = {} if overwrite else {job.name: _past_line(past, job) for job in jobs if job.name in there}
+    _refuse_mixture(done, method, seed, target)
     todo = [job for job in jobs if job.name not in done]
+    for job in todo:  # the journal is written before the picture: a kill in between leaves a line without its picture
+        if job.name not in there and job.name in past and past[job.name].status == Status.OK.value:
+            del past[job.name]
 
-    lines: dict[str, Line] = dict(done)
-    for problem in found.unreadable:
-        lines[problem.path] = problem
+    lines: dict[str, Line] = {**done, **{line.path: line for line in found.unreadable}}
     written = 0
-    _make_folder(folder if folder is not None else target.parent)
+    home = folder if folder is not None else target.parent
+    _make_folder(home)
     anonymizer.load()
-    guard = _Guard(source if found.is_tree else None, folder if folder is not None else target.parent)
+    guard = _Guard(source if found.is_tree else None, home)
     with (
         _Status(folder, past, lines) as status,
         progress("anonymize", len(todo)) if progress else nullcontext(_no_tick) as tick,
     ):
-        for jobs_of_batch, items, unreadable in _batches(todo, batch, anonymizer, finder):
-            fresh = [Line(job.name, UNREADABLE, reason=reason, seed=str(job.seed), method=method) for job, reason in unreadable]
-            for job, item, result in zip(jobs_of_batch, items, _results(anonymizer, items), strict=True):
-                result = _releasable(item, result)
-                if result.image is not None:
-                    guard.check(job.target)
-                    write_image(job.target, result.image)
+        for good, items, bad in _batches(todo, batch, anonymizer, finder):
+            work: list[tuple[_Job, Line, bytes | None]] = [(job, line, None) for job, line in bad]
+            work += [
+                _encoded(job, item, result) for job, item, result in zip(good, items, _results(anonymizer, items), strict=True)
+            ]
+            work = [(job, replace(line, seed=str(job.seed), method=method), data) for job, line, data in work]
+            for job, _, _ in work:
+                guard.check(job.target)
+                # With overwrite something may be there.  It goes first, so that what is there always is what the journal says.
+                _remove(job.target)
+            status.note(line for _, line, _ in work)
+            for job, line, data in work:
+                lines[job.name] = line
+                if data is not None:
+                    try:
+                        atomic_write(job.target, data)
+                    except BaseException:  # Ctrl-C too, which may come after the renaming
+                        if not os.path.lexists(job.target):
+                            del lines[job.name]
+                        raise
                     written += 1
-                elif overwrite and os.path.lexists(job.target):  # what lies there is the work of an earlier run
-                    guard.check(job.target)
-                    _remove(job.target)
-                count = "" if item.faces is None else str(len(item.faces))
-                fresh.append(Line(job.name, result.status.value, count, result.reason, str(job.seed), method))
-            status.add(fresh)
-            tick(len(fresh))
+            tick(len(work))
     counts = Counter(line.status for line in lines.values())
     return Summary(
         counts=dict(counts),
         written=written,
-        skipped=len(done),
-        problems=[line for line in lines.values() if line.status not in (Status.OK.value, EXISTS)],
+        skipped=sum(line.status == Status.OK.value for line in done.values()),
+        problems=[line for line in lines.values() if line.status != Status.OK.value],
         ignored=dict(found.ignored),
         links=found.links,
         status_file=folder / STATUS_FILE if folder is not None else None,
@@ -284,7 +296,7 @@ def _jobs(source: Path, target: Path, found: _Found, suffix: str | None, seed: i
 
 
 def _refuse_same(source: Path, target: Path) -> None:
-    if target.exists() and os.path.samefile(source, target):
+    if target.exists() and target.samefile(source):
         raise InputError(f"{target} is the input itself", "choose another name for the output: the input is never overwritten")
 
 
@@ -331,10 +343,10 @@ def _make_folder(folder: Path) -> None:
 
 def _remove(path: Path) -> None:
     try:
-        path.unlink()
+        path.unlink(missing_ok=True)
     except OSError as error:
         raise EnvironmentFault(
-            f"{path} cannot be removed: {error.strerror or error}", "check the folder's permissions"
+            f"{path} cannot be replaced: {error.strerror or error}", "check the folder's permissions"
         ) from error
 
 
@@ -343,19 +355,24 @@ def _remove(path: Path) -> None:
 
 def _batches(
     jobs: Iterable[_Job], size: int, anonymizer: Anonymizer, finder: Finder | None
-) -> Iterator[tuple[list[_Job], list[Item], list[tuple[_Job, str]]]]:
-    """(jobs, their items, unreadable jobs with the reason), never more than ``size`` images or BATCH_PIXELS at a time."""
+) -> Iterator[tuple[list[_Job], list[Item], list[tuple[_Job, Line]]]]:
+    """(jobs, their items, jobs that cannot be worked on), never more than ``size`` images or about BATCH_PIXELS at a time."""
     good: list[_Job] = []
     items: list[Item] = []
-    bad: list[tuple[_Job, str]] = []
+    bad: list[tuple[_Job, Line]] = []
     pixels = 0
     for job in jobs:
         try:
             image = read_image(job.source)
-        except ImageError as error:
-            bad.append((job, error.message))
-        else:
             faces = tuple(finder.find(image)) if finder is not None and anonymizer.needs_faces else None
+        except ImageError as error:
+            bad.append((job, Line(job.name, UNREADABLE, reason=error.message.replace(str(job.source), job.name))))
+        except DeidbenchError:
+            raise
+        except Exception as error:  # a finder may raise anything; the reason is kept and the other images go on
+            logger.exception("%s: the face finder failed", job.source)
+            bad.append((job, Line(job.name, Status.FAILED.value, reason=f"face finder: {type(error).__name__}: {error}")))
+        else:
             good.append(job)
             items.append(Item(job.name, image, faces, job.seed))
             pixels += image.shape[0] * image.shape[1]
@@ -364,6 +381,18 @@ def _batches(
             good, items, bad, pixels = [], [], [], 0
     if good or bad:
         yield good, items, bad
+
+
+def _encoded(job: _Job, item: Item, result: Anonymized) -> tuple[_Job, Line, bytes | None]:
+    """The status line of one result, and the bytes of its file where there is something to release."""
+    result = _releasable(item, result)
+    line = Line(job.name, result.status.value, "" if item.faces is None else str(len(item.faces)), result.reason)
+    if result.image is None:
+        return job, line, None
+    try:
+        return job, line, encode_image(result.image, job.target.suffix)
+    except InputError as error:  # e.g. more than 65535 pixels a side as JPEG
+        return job, replace(line, status=Status.FAILED.value, reason=f"{error.message} ({error.remedy})"), None
 
 
 def _results(anonymizer: Anonymizer, items: Sequence[Item]) -> list[Anonymized]:
@@ -396,15 +425,17 @@ def _releasable(item: Item, result: Anonymized) -> Anonymized:
 # ------------------------------------------------------------------------------------------------- the status file
 
 
-def _past_line(past: Mapping[str, Line], job: _Job, method: str) -> Line:
+def _past_line(past: Mapping[str, Line], job: _Job) -> Line:
     """What is known of an output that is already there."""
     line = past.get(job.name)
-    if line is not None and line.status in (Status.OK.value, EXISTS):
+    if line is not None and line.status == Status.OK.value:
         return line
-    return Line(job.name, EXISTS, reason="the output was already there", seed="", method="")
+    return Line(
+        job.name, EXISTS, reason=f"{job.target.name} was already there, and not from deidbench: left alone, not checked"
+    )
 
 
-def _refuse_mixture(done: Mapping[str, Line], past: Mapping[str, Line], method: str, seed: int, target: Path) -> None:
+def _refuse_mixture(done: Mapping[str, Line], method: str, seed: int, target: Path) -> None:
     """Outputs of another method or seed beside new ones would be taken for the new method's."""
     for line in done.values():
         if line.method and (line.method != method or line.seed != str(image_seed(seed, line.path))):
@@ -421,7 +452,7 @@ def _read_status(folder: Path) -> dict[str, Line]:
     for name in (STATUS_FILE, JOURNAL_FILE):
         try:
             text = (folder / name).read_bytes().decode("utf-8", "surrogateescape")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
             raise EnvironmentFault(
@@ -457,10 +488,12 @@ class _Status:
         self.folder, self.past, self.lines = folder, past, lines
 
     def __enter__(self) -> _Status:
+        if self.folder is not None and (self.folder / JOURNAL_FILE).exists():  # of a run that was killed
+            self._fold(self.past)
         return self
 
-    def add(self, fresh: Sequence[Line]) -> None:
-        self.lines.update((line.path, line) for line in fresh)
+    def note(self, fresh: Iterable[Line]) -> None:
+        """Puts lines into the journal, safely on disk before their pictures are."""
         if self.folder is None:
             return
         journal = self.folder / JOURNAL_FILE
@@ -471,18 +504,21 @@ class _Status:
                 os.fsync(file.fileno())
         except OSError as error:
             raise EnvironmentFault(
-                f"{journal} cannot be written: {error.strerror or error}", "free space, then run the same command again"
+                f"{journal} cannot be written: {error.strerror or error}",
+                "free space or choose another folder, then run the command again",
             ) from error
+
+    def _fold(self, lines: Mapping[str, Line]) -> None:
+        assert self.folder is not None
+        atomic_write(self.folder / STATUS_FILE, ",".join(COLUMNS) + "\n" + _csv(lines[path] for path in sorted(lines)))
+        _remove(self.folder / JOURNAL_FILE)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if self.folder is None:
             return
-        merged = {**self.past, **self.lines}
-        text = ",".join(COLUMNS) + "\n" + _csv(merged[path] for path in sorted(merged))
         try:
-            atomic_write(self.folder / STATUS_FILE, text)
-            (self.folder / JOURNAL_FILE).unlink(missing_ok=True)
-        except (DeidbenchError, OSError) as second:
+            self._fold({**self.past, **self.lines})
+        except EnvironmentFault as second:
             if error is None:
                 raise
             # the first error is the one to report; the journal is still there and the next run reads it

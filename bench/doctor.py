@@ -110,12 +110,18 @@ def show(findings: dict[str, Any], console: Console) -> None:
     env = findings["environment"]
     good, bad = "[green]ok[/green]     ", "[yellow]missing[/yellow]"
     console.print(f"[bold]deidbench {findings['deidbench']}[/bold], Python {env['python']}, {env['platform']}")
-    console.print(f"{findings['cpu']}, {env['cores']} cores, {env['memory_gib']} GiB; GPU: {', '.join(findings['gpus']) or 'none'}")
+    console.print(
+        f"{findings['cpu']}, {env['cores']} cores, {env['memory_gib']} GiB; GPU: {', '.join(findings['gpus']) or 'none'}"
+    )
     state = "" if findings["store_writable"] else "  (not writable: name another folder with --cache DIR or $DEIDBENCH_CACHE)"
     console.print(f"store: {findings['store']}{state}", soft_wrap=True)
     console.print("\n[bold]packages[/bold]")
     for r in findings["imports"]:
-        console.print(f"  {bad if r['problem'] else good} {r['package']} {r['version']}" + (f": {escape(r['problem'])}\n           -> {escape(r['remedy'])}" if r["problem"] else ""), soft_wrap=True)
+        console.print(
+            f"  {bad if r['problem'] else good} {r['package']} {r['version']}"
+            + (f": {escape(r['problem'])}\n           -> {escape(r['remedy'])}" if r["problem"] else ""),
+            soft_wrap=True,
+        )
     for kind in ("recognizers", "classifiers", "datasets"):
         if not findings[kind]:
             continue
@@ -123,7 +129,11 @@ def show(findings: dict[str, Any], console: Console) -> None:
         for r in findings[kind]:
             problem = escape(r["problem"]).replace("\n", "\n           ")
             console.print(f"  {bad if problem else good} {r['name']}" + (f": {problem}" if problem else ""), soft_wrap=True)
-    console.print("\n[green]ready: deidbench run deidbench-v1[/green]" if findings["healthy"] else "\n[red]not ready: mend what is marked above[/red]")
+    console.print(
+        "\n[green]ready: deidbench run deidbench-v1[/green]"
+        if findings["healthy"]
+        else "\n[red]not ready: mend what is marked above[/red]"
+    )
 
 
 def main() -> int:

@@ -75,7 +75,10 @@ class Processes:
 
         if self._pool is None:
             self._pool = ProcessPoolExecutor(
-                self.workers, mp_context=multiprocessing.get_context("spawn"), initializer=self._initialise, initargs=self._arguments
+                self.workers,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=self._initialise,
+                initargs=self._arguments,
             )
         return self._pool
 

@@ -125,7 +125,8 @@ class FaceFinder:
         with quiet_native_stderr():
             solutions = _mediapipe().solutions
             detectors = tuple(
-                solutions.face_detection.FaceDetection(model_selection=m, min_detection_confidence=self.min_score) for m in (0, 1)
+                solutions.face_detection.FaceDetection(model_selection=m, min_detection_confidence=self.min_score)
+                for m in (0, 1)
             )
             mesh = solutions.face_mesh.FaceMesh(
                 static_image_mode=True, max_num_faces=1, refine_landmarks=True, min_detection_confidence=0.5
@@ -334,7 +335,9 @@ def align(image: Image, face: Face, spec: CropSpec) -> Image:
         fx, fy = part.shape[1] / image.shape[1], part.shape[0] / image.shape[0]
         m = m @ np.array([[1 / fx, 0, 0], [0, 1 / fy, 0], [0, 0, 1]])
     m[:, 2] += m[:, :2] @ (0.5, 0.5) - 0.5  # pixel centres, see _pixel_matrix
-    out: Image = cv2.warpAffine(part, m, (spec.size, spec.size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+    out: Image = cv2.warpAffine(
+        part, m, (spec.size, spec.size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0
+    )
     return out
 
 

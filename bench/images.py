@@ -325,13 +325,15 @@ def _scaled(values: npt.NDArray[Any], name: str) -> npt.NDArray[np.uint8]:
                 f"{name} holds float values from {low:g} to {high:g}: no known range", "scale it to 0..1 and save it again"
             )
         top = 1.0 if high <= 1 else 255.0 if high <= 255 else 65535.0
-        return np.rint(values.astype(np.float64) * (255.0 / top)).astype(np.uint8)
+        scaled: npt.NDArray[np.uint8] = np.rint(values.astype(np.float64) * (255.0 / top)).astype(np.uint8)
+        return scaled
     if values.dtype.itemsize > 2 and values.size and (int(values.min()) < 0 or int(values.max()) > 65535):
         raise ImageError(
             f"{name} holds integers from {int(values.min())} to {int(values.max())}: beyond 16 bits there is no known range",
             "save it again with 8 or 16 bits",
         )
-    return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    rounded: npt.NDArray[np.uint8] = ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    return rounded
 
 
 def _orientation(picture: PILImage) -> int:
@@ -374,7 +376,7 @@ def encode_png(image: Image) -> bytes:
     ok, data = cv2.imencode(".png", cv2.cvtColor(_as_image(image), cv2.COLOR_RGB2BGR))
     if not ok:
         raise EnvironmentFault("an image could not be encoded as PNG", "check that memory is left")
-    return data.tobytes()
+    return bytes(data.tobytes())
 
 
 def decode_png(data: bytes, name: str = "a PNG in memory") -> Image:

@@ -40,7 +40,12 @@ def listing(kind: str) -> list[dict[str, Any]]:
         from deidbench.suite import bundled, load_suite
 
         return [
-            {"name": name, "title": (s := load_suite(name)).file.suite.title, "methods": len(s.methods), "dataset": s.file.dataset.name}
+            {
+                "name": name,
+                "title": (s := load_suite(name)).file.suite.title,
+                "methods": len(s.methods),
+                "dataset": s.file.dataset.name,
+            }
             for name in sorted(bundled())
         ]
     rows = []
@@ -50,5 +55,7 @@ def listing(kind: str) -> list[dict[str, Any]]:
         except DeidbenchError as error:  # an outside package that is broken is shown, not hidden
             rows.append({"name": name, "what": f"cannot be used: {error.message}", "parameters": "", "licence": ""})
             continue
-        rows.append({"name": name, "what": first_line(cls), "parameters": signature(cls), "licence": getattr(cls, "licence", "")})
+        rows.append(
+            {"name": name, "what": first_line(cls), "parameters": signature(cls), "licence": getattr(cls, "licence", "")}
+        )
     return rows

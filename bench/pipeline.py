@@ -150,7 +150,10 @@ class Output:
         return self.shape is not None
 
     def pack(self) -> bytes:
-        faces = [{"status": f.status, "box": None if f.box is None else [float(v) for v in f.box], "reason": f.reason} for f in self.faces]
+        faces = [
+            {"status": f.status, "box": None if f.box is None else [float(v) for v in f.box], "reason": f.reason}
+            for f in self.faces
+        ]
         record = {
             "status": self.status, "adapter_status": self.adapter_status, "reason": self.reason, "shape": self.shape,
             "faces": faces, "identical": self.identical,
@@ -160,7 +163,9 @@ class Output:
     @classmethod
     def unpack(cls, data: bytes) -> Output:
         r = json.loads(data)
-        faces = tuple(FaceResult(Status(f["status"]), None if f["box"] is None else Box(*f["box"]), f["reason"]) for f in r["faces"])
+        faces = tuple(
+            FaceResult(Status(f["status"]), None if f["box"] is None else Box(*f["box"]), f["reason"]) for f in r["faces"]
+        )
         shape = None if r["shape"] is None else (r["shape"][0], r["shape"][1])
         return cls(Status(r["status"]), Status(r["adapter_status"]), r["reason"], shape, faces, r["identical"])
 
@@ -209,9 +214,14 @@ def load_sample(sample: Sample) -> Image:
     try:
         data = sample.path.read_bytes()
     except OSError as error:
-        raise ImageError(f"{sample.path}: {error.strerror or error}", "put the file back, or take its line out of the manifest") from error
+        raise ImageError(
+            f"{sample.path}: {error.strerror or error}", "put the file back, or take its line out of the manifest"
+        ) from error
     if hashlib.sha256(data).hexdigest() != sample.sha256:
-        raise ImageError(f"{sample.path}: the file is not the one of the manifest (SHA-256 differs)", "restore the file, or write the manifest anew")
+        raise ImageError(
+            f"{sample.path}: the file is not the one of the manifest (SHA-256 differs)",
+            "restore the file, or write the manifest anew",
+        )
     return read_image_bytes(data, str(sample.path))
 
 
@@ -360,7 +370,9 @@ class _Batch:
         anonymizer = self.worker.ready(self.plan.methods[self.task.method])
         faces = self.clear_faces(todo)
         items = [
-            Item(s.id, self.clear(s), tuple(faces[s.id]) if anonymizer.needs_faces else None, self.keys[s.id].seed, s.subject_id)
+            Item(
+                s.id, self.clear(s), tuple(faces[s.id]) if anonymizer.needs_faces else None, self.keys[s.id].seed, s.subject_id
+            )
             for s in todo
         ]
         with _timed(self.outcome, "anonymize"):
@@ -387,6 +399,7 @@ class _Batch:
         """Faces found on the output itself, never with the original's landmarks."""
         stored = self.worker.store.get_many(self.keys[s.id].faces for s in samples)
         found: dict[str, list[Face]] = {}
+        seen: dict[tuple[tuple[int, ...], bytes], list[Face]] = {}
         for s in samples:
             k = self.keys[s.id].faces
             if k in stored:
@@ -398,8 +411,11 @@ class _Batch:
                 found[s.id] = self.clear_faces([s])[s.id]
             else:
                 image = self.picture(s)
-                with _timed(self.outcome, "detect"):
-                    found[s.id] = self.plan.finder.find(image)
+                same = (image.shape, image.tobytes())  # black frames, for one, are searched once
+                if same not in seen:
+                    with _timed(self.outcome, "detect"):
+                        seen[same] = self.plan.finder.find(image)
+                found[s.id] = seen[same]
                 self.outcome.computed["detect"] += 1
             self.new[k] = pack_faces(found[s.id], shape)
         return found
@@ -435,14 +451,21 @@ class _Batch:
                 continue
             self.worker.ready(recognizer)
             with _timed(self.outcome, "align"):
-                crops = np.stack([align(self.picture(s), face, recognizer.crop) for _, s, face in todo])
+                crops = [align(self.picture(s), face, recognizer.crop) for _, s, face in todo]
+            # Equal crops (black frames, for one) are embedded once: quicker, and their scores tie exactly.
+            first: dict[bytes, int] = {}
+            where = [first.setdefault(crop.tobytes(), len(first)) for crop in crops]
+            distinct = [crops[where.index(i)] for i in range(len(first))]
             with _timed(self.outcome, f"embed {recognizer.name}"):
-                embeddings = recognizer.embed(crops)
-            if embeddings.shape[0] != len(todo) or embeddings.dtype != np.float32:
-                raise DeidbenchError(f"recogniser {recognizer.name!r} returned {embeddings.shape} {embeddings.dtype} for {len(todo)} faces", "it must return float32 (n, d)")
+                embeddings = recognizer.embed(np.stack(distinct))
+            if embeddings.shape[0] != len(distinct) or embeddings.dtype != np.float32:
+                raise DeidbenchError(
+                    f"recogniser {recognizer.name!r} returned {embeddings.shape} {embeddings.dtype} for {len(distinct)} faces",
+                    "it must return float32 (n, d)",
+                )
             self.outcome.computed["embed"] += len(todo)
-            for (k, _, _), embedding in zip(todo, embeddings, strict=True):
-                self.new[k] = np.ascontiguousarray(embedding, np.float32).tobytes()
+            for (k, _, _), i in zip(todo, where, strict=True):
+                self.new[k] = np.ascontiguousarray(embeddings[i], np.float32).tobytes()
 
     def measure(self, samples: Sequence[Sample]) -> None:
         for m, metric in enumerate(self.plan.metrics):
@@ -461,7 +484,10 @@ class _Batch:
                     values = dict(metric.measure(original, output, face))
                 self.outcome.computed["measure"] += 1
                 if set(values) != set(metric.measures):
-                    raise DeidbenchError(f"metric {metric.name!r} measured {sorted(values)}, it declares {sorted(metric.measures)}", "mend the metric")
+                    raise DeidbenchError(
+                        f"metric {metric.name!r} measured {sorted(values)}, it declares {sorted(metric.measures)}",
+                        "mend the metric",
+                    )
                 self.new[k] = json.dumps({name: float(v) for name, v in values.items()}).encode()
 
 
@@ -514,7 +540,13 @@ def _checked(item: Item, result: Anonymized) -> Anonymized:
     if result.status not in (Status.OK, Status.PASSTHROUGH):
         # A picture that the method itself does not stand behind is not released.
         return Anonymized(result.id, result.status, None, result.faces, result.reason)
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+    if (
+        not isinstance(image, np.ndarray)
+        or image.dtype != np.uint8
+        or image.ndim != 3
+        or image.shape[2] != 3
+        or 0 in image.shape
+    ):
         what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         return Anonymized.failed(item.id, f"the adapter returned {what}; images are RGB uint8 (H, W, 3)")
     return result

@@ -124,21 +124,31 @@ def read_run(folder: Path) -> Run:
     folder = Path(folder)
     path = folder / "run.json"
     if not path.is_file():
-        raise MissingError(f"{folder} is not a finished run (it has no run.json)", "deidbench run SUITE.toml --out FOLDER makes one")
+        raise MissingError(
+            f"{folder} is not a finished run (it has no run.json)", "deidbench run SUITE.toml --out FOLDER makes one"
+        )
     try:
         record = json.loads(path.read_text("utf-8"))
         schema = record["schema"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged: {error}", "run the same deidbench run command again; finished work is reused") from error
+        raise InputError(
+            f"{path} is damaged: {error}", "run the same deidbench run command again; finished work is reused"
+        ) from error
     if not isinstance(schema, int) or schema > SCHEMA_VERSION:
-        raise InputError(f"{path} has schema {schema!r}, this deidbench reads up to {SCHEMA_VERSION}", "pip install --upgrade deidbench")
+        raise InputError(
+            f"{path} has schema {schema!r}, this deidbench reads up to {SCHEMA_VERSION}", "pip install --upgrade deidbench"
+        )
     tables = {}
     for name in ("rows", "curves", "images"):
         file = folder / f"{name}.parquet"
         try:
             tables[name] = pd.read_parquet(file)
         except FileNotFoundError as error:
-            raise MissingError(f"{file} is missing", "run the same deidbench run command again; finished work is reused") from error
+            raise MissingError(
+                f"{file} is missing", "run the same deidbench run command again; finished work is reused"
+            ) from error
         except Exception as error:  # pyarrow raises many kinds; all mean the same to the user
-            raise InputError(f"{file} is damaged: {error}", "run the same deidbench run command again; finished work is reused") from error
+            raise InputError(
+                f"{file} is damaged: {error}", "run the same deidbench run command again; finished work is reused"
+            ) from error
     return Run(folder, record, **tables)

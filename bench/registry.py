@@ -105,23 +105,25 @@ class Registry(Generic[T]):
         """An instance of ``name`` with ``params``; wrong parameters are named in an InputError."""
         import inspect
 
-        cls = self.get(name)
+        cls: Any = self.get(name)
         _, colon, variant = name.partition(":")
         if colon:
             params = {"variant": variant, **params}
-        known = [p for p in inspect.signature(cls).parameters.values()]
+        known = list(inspect.signature(cls).parameters.values())
         if not any(p.kind is p.VAR_KEYWORD for p in known):
             names = [p.name for p in known]
             for key in params:
                 if key not in names:
                     if key == "variant":
-                        raise InputError(f"{self.kind} {name!r}: {cls.__name__} has no variants", f"use {name.partition(':')[0]!r}")
+                        raise InputError(
+                            f"{self.kind} {name!r}: {cls.__name__} has no variants", f"use {name.partition(':')[0]!r}"
+                        )
                     close = difflib.get_close_matches(key, names, n=1)
                     raise InputError(
                         f"{self.kind} {name!r} has no parameter {key!r}",
                         f"did you mean {close[0]!r}?" if close else f"it takes: {', '.join(names) or 'none'}",
                     )
         try:
-            return cls(**params)
+            return cls(**params)  # type: ignore[no-any-return]
         except (TypeError, ValueError) as error:
             raise InputError(f"{self.kind} {name!r}: {error}", f"deidbench ls {self.kind}s shows its parameters") from error

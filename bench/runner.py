@@ -21,7 +21,7 @@ import numpy as np
 
 from deidbench import __version__, kinds
 from deidbench.cache import Store, default_folder, key
-from deidbench.errors import DeidbenchError, InputError, MissingError
+from deidbench.errors import DeidbenchError, EnvironmentFault, InputError, MissingError
 from deidbench.executors import cores, make_executor
 from deidbench.faces import FaceFinder, subject_face, unpack_faces, unpack_shape
 from deidbench.pipeline import (
@@ -117,7 +117,10 @@ class _Run:
                 raise MissingError(f"{part.name} is not ready: {problem}", "deidbench doctor shows what is ready")
         names = [r.name for r in recognizers]
         self.recognizer_names = [
-            name if names.count(name) == 1 else f"{name}#{i}" for i, name in enumerate(r.name + (f":{r.params['variant']}" if "variant" in r.params else "") for r in file.recognizers)
+            name if names.count(name) == 1 else f"{name}#{i}"
+            for i, name in enumerate(
+                r.name + (f":{r.params['variant']}" if "variant" in r.params else "") for r in file.recognizers
+            )
         ]
         for method in methods:
             method.validate()
@@ -139,6 +142,7 @@ class _Run:
         from deidbench.images import atomic_write
 
         self.store = Store(self.plan.store)
+        _folder(self.out)
         atomic_write(self.out / "suite.json", self.suite.file.model_dump_json(indent=1))
         executor = make_executor(self.workers, initialise, (self.plan,))
         try:
@@ -175,7 +179,10 @@ class _Run:
         for s in everything:
             persons[s.subject_id].add(s.role)
         if both := [p for p, r in persons.items() if len(r) > 1]:
-            raise InputError(f"person {both[0]!r} is in several roles ({', '.join(sorted(persons[both[0]]))})", "splits must be person-disjoint; mend the manifest")
+            raise InputError(
+                f"person {both[0]!r} is in several roles ({', '.join(sorted(persons[both[0]]))})",
+                "splits must be person-disjoint; mend the manifest",
+            )
         if not self.samples:
             raise InputError(
                 f"data set {self.dataset.name!r} has no sample with role {' or '.join(roles)} (it has: {dict(self.roles)})",
@@ -218,7 +225,10 @@ class _Run:
         self.samples = [s for s in self.samples if s.id not in self.unreadable]
         if not self.samples:
             name, why = next(iter(self.unreadable.items()))
-            raise InputError(f"none of the {len(self.unreadable)} images can be read; the first, {name}: {why}", "mend the files or the manifest")
+            raise InputError(
+                f"none of the {len(self.unreadable)} images can be read; the first, {name}: {why}",
+                "mend the files or the manifest",
+            )
         self.clear_state = self._state(CLEAR, self.samples, keys, MIDDLE)
         boxes = [(st.face.box, st.shape) for st in self.clear_state.values() if st.face is not None and st.shape is not None]
         self.typical = typical_box(boxes)
@@ -242,7 +252,9 @@ class _Run:
                 )
 
     # -- reading the store -------------------------------------------------------------------------------------
-    def _state(self, method: int, samples: Sequence[Sample], keys: Mapping[str, Keys], typical: Sequence[float]) -> dict[str, _State]:
+    def _state(
+        self, method: int, samples: Sequence[Sample], keys: Mapping[str, Keys], typical: Sequence[float]
+    ) -> dict[str, _State]:
         """What the store knows of each sample under ``method``."""
         outputs: dict[str, Output | None] = {}
         if method == CLEAR:
@@ -292,7 +304,11 @@ class _Run:
     @property
     def _retried(self) -> set[str]:
         # After the method stage has run once, failed outputs are what they are.
-        return {s.id for s in self.samples} if hasattr(self, "method_keys") and len(self.method_keys) == len(self.plan.methods) else set()
+        return (
+            {s.id for s in self.samples}
+            if hasattr(self, "method_keys") and len(self.method_keys) == len(self.plan.methods)
+            else set()
+        )
 
     def _table(self, label: str, state: Mapping[str, _State]) -> Table:
         """Columns of one method (or of the clear images)."""
@@ -341,14 +357,24 @@ class _Run:
         for table in self.tables:
             for i, metric in enumerate(self.plan.metrics):
                 keys.append(
-                    key("findings", version=__version__, schema=SCHEMA_VERSION, metric=self.fingerprints.metrics[i], protocol=asdict(self.protocol), clear=digest, table=_digest(table))
+                    key(
+                        "findings",
+                        version=__version__,
+                        schema=SCHEMA_VERSION,
+                        metric=self.fingerprints.metrics[i],
+                        protocol=asdict(self.protocol),
+                        clear=digest,
+                        table=_digest(table),
+                    )
                 )
                 tasks.append((metric, clear, table, self.protocol))
         stored = self.store.get_many(keys)
         todo = [i for i, k in enumerate(keys) if k not in stored]
         with progress("attack and score", len(todo), quiet=self.options.quiet) as tick:
             for i, findings in executor.run(_score, [tasks[i] for i in todo]):
-                data = json.dumps({"rows": [asdict(r) for r in findings.rows], "curves": [asdict(c) for c in findings.curves]}).encode()
+                data = json.dumps(
+                    {"rows": [asdict(r) for r in findings.rows], "curves": [asdict(c) for c in findings.curves]}
+                ).encode()
                 stored[keys[todo[i]]] = data
                 self.store.put(keys[todo[i]], data)
                 self.computed["score"] += 1
@@ -370,7 +396,16 @@ class _Run:
         samples = self.samples[: table.images]
         machine = [cpu_name(), cores(), versions()]
         keys = [
-            key("timing", method=f, machine=machine, images=[s.sha256 for s in samples], repeats=table.repeats, label=spec.label, schema=SCHEMA_VERSION, dataset=self.dataset.name)
+            key(
+                "timing",
+                method=f,
+                machine=machine,
+                images=[s.sha256 for s in samples],
+                repeats=table.repeats,
+                label=spec.label,
+                schema=SCHEMA_VERSION,
+                dataset=self.dataset.name,
+            )
             for f, spec in zip(self.fingerprints.methods, self.suite.methods, strict=True)
         ]
         stored = {k: [Row(**r) for r in json.loads(v)] for k, v in self.store.get_many(keys).items()}
@@ -404,7 +439,9 @@ class _Run:
         with progress("throughput", len(entries), quiet=self.options.quiet) as tick:
             timings = throughput.measure_interleaved(entries, repeats=table.repeats)
             tick(len(entries))
-        return {m: throughput.rows(timing, self.dataset.name, self.protocol) for m, timing in zip(methods, timings, strict=True)}
+        return {
+            m: throughput.rows(timing, self.dataset.name, self.protocol) for m, timing in zip(methods, timings, strict=True)
+        }
 
     # -- the record --------------------------------------------------------------------------------------------
     def _write(self, findings: Sequence[Findings], timing: Sequence[Row]) -> int:
@@ -422,7 +459,9 @@ class _Run:
         atomic_write(self.out / "rows.json", json.dumps([asdict(r) for r in rows], indent=1))
         file = self.suite.file
         methods = []
-        for spec, part, fingerprint, t in zip(self.suite.methods, self.plan.methods, self.fingerprints.methods, self.tables, strict=True):
+        for spec, part, fingerprint, t in zip(
+            self.suite.methods, self.plan.methods, self.fingerprints.methods, self.tables, strict=True
+        ):
             counts = {s.value: int((t.status == s.value).sum()) for s in Status}
             methods.append(
                 {
@@ -511,6 +550,7 @@ class _Run:
                 data = pictures.get(keys[s.id].picture)
                 files.append(None if data is None else f"{spec.slug}/{i}.png")
                 if data is not None:
+                    _folder(folder / spec.slug)
                     atomic_write(folder / spec.slug / f"{i}.png", data)
             statuses = [st.status.value if (st := state[s.id].output) else "" for s in chosen]
             rows.append({"label": spec.label, "slug": spec.slug, "files": files, "statuses": statuses})
@@ -540,6 +580,16 @@ class _Stage:
 
     def __exit__(self, *_: object) -> None:
         self.wall[self.name] = time.perf_counter() - self.start
+
+
+def _folder(path: Path) -> None:
+    """Makes a folder with its parents.  Raises EnvironmentFault where that is not possible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"cannot make the folder {path}: {error.strerror or error}", "name another one with --out"
+        ) from error
 
 
 def _score(task: tuple[Metric, Table, Table, Protocol]) -> Findings:

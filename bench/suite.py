@@ -171,17 +171,20 @@ def load_suite(source: str | Path, overrides: Sequence[str] = (), only: Sequence
     overrides: ``table.key=value`` with a TOML value (a bare word is taken as a string), laid over the file.
     Raises SuiteError naming file and line.
     """
-    raw, text, origin = _read(str(source), ())
+    raw, text, origin, inherited = _read(str(source), ())
     for override in overrides:
         _override(raw, override)
-    file = _validate(raw, text, origin)
+    file = _validate(raw, text, origin, inherited)
     frozen = _validate(*_read(file.suite.protocol, ()))
-    methods = _expand(file, text, origin)
+    methods = _expand(file, text, origin, inherited)
     if only:
         known = {name for m in methods for name in (m.label, m.family, m.slug)}
         for name in only:
             if name not in known:
-                raise SuiteError(f"--only {name}: the suite {file.suite.name!r} has no such method", f"it has: {', '.join(m.label for m in methods)}")
+                raise SuiteError(
+                    f"--only {name}: the suite {file.suite.name!r} has no such method",
+                    f"it has: {', '.join(m.label for m in methods)}",
+                )
         methods = tuple(m for m in methods if {m.label, m.family, m.slug} & set(only))
         kept = {m.family for m in methods}
         file = file.model_copy(update={"methods": [m for m in file.methods if (m.label or m.name) in kept]})
@@ -189,8 +192,8 @@ def load_suite(source: str | Path, overrides: Sequence[str] = (), only: Sequence
     return Suite(file, Path(origin).name, digest, methods, _deviations(file, frozen))
 
 
-def _read(source: str, seen: tuple[str, ...]) -> tuple[dict[str, Any], str, str]:
-    """(raw tables with bases laid under, text, origin) of a suite by name or path."""
+def _read(source: str, seen: tuple[str, ...]) -> tuple[dict[str, Any], str, str, int]:
+    """(raw tables with bases laid under, text, origin, number of inherited methods) of a suite by name or path."""
     import difflib
 
     path = Path(source)
@@ -207,7 +210,9 @@ def _read(source: str, seen: tuple[str, ...]) -> tuple[dict[str, Any], str, str]
         hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"bundled suites: {', '.join(sorted(names))}"
         raise SuiteError(f"no suite {source!r}: neither a file nor a bundled suite", hint)
     if origin in seen:
-        raise SuiteError(f"{origin}: suites extend one another in a circle: {' -> '.join((*seen, origin))}", "take one 'extends' out")
+        raise SuiteError(
+            f"{origin}: suites extend one another in a circle: {' -> '.join((*seen, origin))}", "take one 'extends' out"
+        )
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -215,11 +220,11 @@ def _read(source: str, seen: tuple[str, ...]) -> tuple[dict[str, Any], str, str]
     head = raw.get("suite")
     base_name = head.get("extends", "") if isinstance(head, dict) else ""
     if not base_name or not isinstance(base_name, str):
-        return raw, text, origin
+        return raw, text, origin, 0
     sibling = path.parent / base_name
-    base, _, _ = _read(str(sibling) if path.is_file() and sibling.is_file() else base_name, (*seen, origin))
+    base, _, _, _ = _read(str(sibling) if path.is_file() and sibling.is_file() else base_name, (*seen, origin))
     assert isinstance(head, dict)
-    merged = {**base, **raw}
+    merged, inherited = {**base, **raw}, 0
     for name in ("dataset", "protocol", "faces", "throughput", "report", "suite"):
         ours, theirs = raw.get(name), base.get(name)
         if isinstance(ours, dict) and isinstance(theirs, dict):
@@ -229,7 +234,8 @@ def _read(source: str, seen: tuple[str, ...]) -> tuple[dict[str, Any], str, str]
             merged[name] = {**theirs, **ours}
     if head.get("inherit_methods", True) is True and isinstance(raw.get("methods"), list):
         merged["methods"] = [*base.get("methods", []), *raw["methods"]]
-    return merged, text, origin
+        inherited = len(base.get("methods", []))
+    return merged, text, origin, inherited
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -245,20 +251,24 @@ def _override(raw: dict[str, Any], override: str) -> None:
     for key in keys[:-1]:
         table = table.setdefault(key, {}) if isinstance(table, dict) else None
         if not isinstance(table, dict):
-            raise SuiteError(f"override {override!r}: {key!r} is not a table", "lists such as methods are changed in the suite file")
+            raise SuiteError(
+                f"override {override!r}: {key!r} is not a table", "lists such as methods are changed in the suite file"
+            )
     if keys == ["dataset", "name"] and table.get("name") != parsed:
         table.pop("params", None)
     table[keys[-1]] = parsed
 
 
-def _validate(raw: Mapping[str, Any], text: str, origin: str) -> SuiteFile:
+def _validate(raw: Mapping[str, Any], text: str, origin: str, inherited: int) -> SuiteFile:
     import difflib
 
     try:
         return SuiteFile.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        loc = tuple(part for part in first["loc"])
+        loc = tuple(
+            part - inherited if isinstance(part, int) and first["loc"][0] == "methods" else part for part in first["loc"]
+        )
         where = f"{origin}:{line_of(text, loc)}"
         name = ".".join(str(p) for p in loc)
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
@@ -317,7 +327,7 @@ def line_of(text: str, loc: Sequence[str | int]) -> int:
     return best
 
 
-def _expand(file: SuiteFile, text: str, origin: str) -> tuple[MethodSpec, ...]:
+def _expand(file: SuiteFile, text: str, origin: str, inherited: int) -> tuple[MethodSpec, ...]:
     """Sweeps unrolled, labels and slugs made unique."""
     specs: list[MethodSpec] = []
     labels: set[str] = set()
@@ -327,12 +337,19 @@ def _expand(file: SuiteFile, text: str, origin: str) -> tuple[MethodSpec, ...]:
         variants: list[tuple[str, dict[str, Any], float | None]] = [(family, dict(method.params), None)]
         for key, values in method.sweep.items():
             variants = [
-                (f"{family} {v:g}" if isinstance(v, float | int) else f"{family} {v}", {**method.params, key: v}, float(v) if isinstance(v, float | int) else None)
+                (
+                    f"{family} {v:g}" if isinstance(v, float | int) else f"{family} {v}",
+                    {**method.params, key: v},
+                    float(v) if isinstance(v, float | int) else None,
+                )
                 for v in values
             ]
         for label, params, strength in variants:
             if label in labels:
-                raise SuiteError(f"{origin}:{line_of(text, ('methods', i))}: two methods are called {label!r}", 'give one of them a label = "..."')
+                raise SuiteError(
+                    f"{origin}:{line_of(text, ('methods', i - inherited))}: two methods are called {label!r}",
+                    'give one of them a label = "..."',
+                )
             labels.add(label)
             base = re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-.") or "method"
             slug, n = base, 2
@@ -367,4 +384,3 @@ def _deviations(file: SuiteFile, frozen: SuiteFile) -> tuple[str, ...]:
         if file.dataset.roles != frozen.dataset.roles:
             found.append(f"dataset.roles is {file.dataset.roles}, {frozen.suite.name} has {frozen.dataset.roles}")
     return tuple(found)
-

@@ -80,7 +80,7 @@ class WeightFile:
         return list(dict.fromkeys(places))
 
     def locate(self, path: str | Path | None = None) -> Path:
-        """The file.  Quick: nothing is read.  Raises MissingError saying what is missing, where it may be put and how to get it."""
+        """The file.  Quick: nothing is read.  Raises MissingError saying what is missing, where it goes and how to get it."""
         places = self.candidates(path)
         for place in places:
             if place.is_file():
@@ -174,6 +174,7 @@ class WeightFile:
         try:
             with os.fdopen(handle, "wb") as sink:
                 self._receive(sink, target, progress, timeout)
+            part.chmod(0o644)  # mkstemp makes it readable for the owner alone
             part.replace(target)
             _sync_folder(target.parent)
         finally:
@@ -185,8 +186,8 @@ class WeightFile:
         assert self.size is not None
         digest, got = hashlib.sha256(), 0
         try:
-            request = urllib.request.Request(self.url, headers={"User-Agent": "deidbench"})  # noqa: S310 - scheme checked above
-            with urllib.request.urlopen(request, timeout=timeout) as source:  # noqa: S310
+            request = urllib.request.Request(self.url, headers={"User-Agent": "deidbench"})
+            with urllib.request.urlopen(request, timeout=timeout) as source:
                 while chunk := source.read(_CHUNK):
                     got += len(chunk)
                     if got > self.size:
@@ -283,6 +284,8 @@ def safe_torch_load(path: str | Path) -> Any:
         raise InputError(f"{path} cannot be read: {error}", "check its permissions") from error
     if len(head) == 0:
         raise InputError(f"{path} is empty", remedy)
+    if head == b"version h":
+        raise InputError(f"{path} is a Git LFS pointer, not the file itself", "git lfs pull, where it came from")
     if path.suffix == ".safetensors" or head[8:9] == b"{":  # 8 bytes of header length, then JSON
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -298,12 +301,15 @@ def safe_torch_load(path: str | Path) -> Any:
     except MemoryError as error:
         raise EnvironmentFault(f"not enough memory to read {path}", "close other programs") from error
     except pickle.UnpicklingError as error:
-        if "nsupported" in str(error) or "GLOBAL" in str(error) or "weights_only" in str(error).lower():
-            raise InputError(
-                f"{path} holds more than weights (Python objects that would have to be executed); it was not opened",
-                "save it again as a plain state dict: torch.save(model.state_dict(), ...), or as safetensors",
-            ) from error
-        raise InputError(f"{path} is broken: {_first_line(error)}", remedy) from error
+        text = str(error)
+        if "GLOBAL" in text or "Unsupported global" in text or "Unsupported class" in text:
+            what = "holds Python objects that would have to be executed"
+        else:
+            what = "is no PyTorch weight file, or holds Python objects that would have to be executed"
+        raise InputError(
+            f"{path} {what}; nothing in it was run",
+            "save it again as a plain state dict, torch.save(model.state_dict(), ...), or as safetensors",
+        ) from error
     except Exception as error:  # what a broken file raises depends on where it is broken; all mean the same to the user
         raise InputError(
             f"{path} is broken or no PyTorch file: {type(error).__name__}: {_first_line(error)}", remedy

@@ -38,8 +38,13 @@ class Dataset(ABC):
         """One record per image: id, subject_id, sha256, role, emotion, attributes, groups (no machine paths)."""
         return [
             {
-                "id": s.id, "subject_id": s.subject_id, "sha256": s.sha256, "role": s.role,
-                "emotion": s.emotion, "attributes": dict(s.attributes), "groups": dict(s.groups),
+                "id": s.id,
+                "subject_id": s.subject_id,
+                "sha256": s.sha256,
+                "role": s.role,
+                "emotion": s.emotion,
+                "attributes": dict(s.attributes),
+                "groups": dict(s.groups),
             }
             for s in self.samples()
         ]
@@ -58,7 +63,10 @@ def split_persons(subject_ids: Iterable[str], shares: Mapping[str, float], seed:
     result depends on nothing but the set of persons, the shares and the seed.
     """
     if not shares or any(share < 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
-        raise InputError(f"shares of a split must be positive and sum to 1, not {dict(shares)}", "e.g. {evaluate = 0.5, attacker_train = 0.5}")
+        raise InputError(
+            f"shares of a split must be positive and sum to 1, not {dict(shares)}",
+            "e.g. {evaluate = 0.5, attacker_train = 0.5}",
+        )
     persons = sorted(set(subject_ids), key=lambda s: hashlib.sha256(f"{seed}:{s}".encode()).digest())
     roles: dict[str, str] = {}
     taken, total = 0, 0.0

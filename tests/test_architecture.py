@@ -13,7 +13,20 @@ import deidbench
 ROOT = Path(__file__).resolve().parent.parent
 #: The core may know nobody above it.
 CORE = ("errors", "types", "registry", "records", "cache", "faces", "weights", "images", "progress")
-HEAVY = {"torch", "mediapipe", "deepface", "facenet_pytorch", "timm", "cv2", "dlib", "pandas", "matplotlib", "sklearn", "skimage", "onnxruntime"}
+HEAVY = {
+    "torch",
+    "mediapipe",
+    "deepface",
+    "facenet_pytorch",
+    "timm",
+    "cv2",
+    "dlib",
+    "pandas",
+    "matplotlib",
+    "sklearn",
+    "skimage",
+    "onnxruntime",
+}
 
 
 def _imports(path: Path, *, top_level: bool) -> set[str]:
@@ -24,7 +37,9 @@ def _imports(path: Path, *, top_level: bool) -> set[str]:
         nodes, queue = [], list(tree.body)
         while queue:
             node = queue.pop()
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or (
+                isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+            ):
                 continue
             nodes.append(node)
             queue.extend(ast.iter_child_nodes(node))
@@ -39,7 +54,14 @@ def _imports(path: Path, *, top_level: bool) -> set[str]:
 
 @pytest.mark.parametrize("module", CORE)
 def test_core_knows_nobody_above(module: str) -> None:
-    above = ("deidbench.anonymizers", "deidbench.metrics", "deidbench.datasets", "deidbench.runner", "deidbench.report", "deidbench.cli")
+    above = (
+        "deidbench.anonymizers",
+        "deidbench.metrics",
+        "deidbench.datasets",
+        "deidbench.runner",
+        "deidbench.report",
+        "deidbench.cli",
+    )
     assert not [name for name in _imports(ROOT / "bench" / f"{module}.py", top_level=True) if name.startswith(above)]
 
 

@@ -136,7 +136,9 @@ def test_similarity_equals_an_independent_one() -> None:
     angle, scale, shift = 0.3, 1.7, np.array([4.0, -3.0])
     rotation = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     source = rng.normal(size=(5, 2))
-    np.testing.assert_allclose(similarity(source, source @ rotation.T + shift), np.hstack([rotation, shift[:, None]]), atol=1e-12)
+    np.testing.assert_allclose(
+        similarity(source, source @ rotation.T + shift), np.hstack([rotation, shift[:, None]]), atol=1e-12
+    )
     flat = similarity(np.zeros((3, 2)), np.ones((3, 2)))
     np.testing.assert_allclose(flat, [[1, 0, 1], [0, 1, 1]])
     with pytest.raises(ValueError, match="two pairs"):
@@ -145,7 +147,11 @@ def test_similarity_equals_an_independent_one() -> None:
 
 def test_aligned_landmarks_lie_on_the_template(orl_face: np.ndarray, finder: FaceFinder) -> None:
     """Found again on the aligned crop, the points are where the template wants them, to a pixel or two."""
-    spec = CropSpec(("eye_l", "eye_r", "nose", "mouth_l", "mouth_r"), ((0.34, 0.46), (0.66, 0.46), (0.5, 0.64), (0.37, 0.82), (0.63, 0.82)), 224)
+    spec = CropSpec(
+        ("eye_l", "eye_r", "nose", "mouth_l", "mouth_r"),
+        ((0.34, 0.46), (0.66, 0.46), (0.5, 0.64), (0.37, 0.82), (0.63, 0.82)),
+        224,
+    )
     [face] = finder.find(orl_face)
     crop = align(orl_face, face, spec)
     assert crop.shape == (224, 224, 3)

@@ -36,5 +36,7 @@ def test_note_equals_files() -> None:
 
 def test_every_image_labelled_once() -> None:
     labels = pd.read_csv(FOLDER / "orl_labels.csv")
-    assert sorted(zip(labels.subject, labels.image, strict=True)) == sorted((f"s{p}", i) for p in range(1, 41) for i in range(1, 11))
+    assert sorted(zip(labels.subject, labels.image, strict=True)) == sorted(
+        (f"s{p}", i) for p in range(1, 41) for i in range(1, 11)
+    )
     assert labels.drop(columns=["subject", "image"]).isin([0, 1]).all(axis=None)

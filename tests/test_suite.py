@@ -45,7 +45,9 @@ def test_extends_adds_methods_and_keeps_the_rest(tmp_path: Path) -> None:
     assert [m.label for m in mine.methods] == [*(m.label for m in base.methods), "white"]
     assert mine.file.protocol == base.file.protocol
     assert mine.deviations == ()
-    alone = load_suite(_write(tmp_path, GOOD.replace('extends = "deidbench-v1"', 'extends = "deidbench-v1"\ninherit_methods = false')))
+    alone = load_suite(
+        _write(tmp_path, GOOD.replace('extends = "deidbench-v1"', 'extends = "deidbench-v1"\ninherit_methods = false'))
+    )
     assert [m.label for m in alone.methods] == ["white"]
     assert "the control row 'original' is missing" in alone.deviations
 

@@ -1,0 +1,95 @@
+"""What a run looks like to people: tables, figures, a page and a summary for the terminal.
+
+Importing this is cheap; pandas, matplotlib and Jinja are imported by the functions that need them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deidbench.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from deidbench.records import Run
+
+FORMATS = ("csv", "md", "tex", "html")
+
+__all__ = ["FORMATS", "print_summary", "write_report"]
+
+
+def write_report(
+    folder: Path,
+    *,
+    formats: Sequence[str] = FORMATS,
+    figures: bool = True,
+    console: Console | None = None,
+) -> list[Path]:
+    """Reads the run in ``folder`` and writes ``tables/``, ``figures/`` and ``report.html`` into it.
+
+    formats: of :data:`FORMATS`.  figures: draw them (most of the time goes there).  console: told what is under way.
+    Every file is written whole or not at all.  Returns the paths, in the order in which they were written.
+    Raises MissingError or InputError where the folder is no readable run, EnvironmentFault where it cannot be written.
+    """
+    unknown = [f for f in formats if f not in FORMATS]
+    if unknown:
+        raise InputError(f"unknown report format {unknown[0]!r}", f"choose from: {', '.join(FORMATS)}")
+
+    from deidbench.records import read_run
+    from deidbench.report import tables
+    from deidbench.report.view import View, write_atomically
+
+    folder = Path(folder)
+    view = View(read_run(folder))
+    written: list[Path] = []
+
+    def say(text: str) -> None:
+        if console is not None:
+            console.print(f"report: {text}", style="dim", markup=False, highlight=False)
+
+    main = [tables.main_table(view, d) for d in view.datasets]
+    if "csv" in formats:
+        written.append(write_atomically(folder / "tables" / "main.csv", tables.csv_wide(main)))
+        written.append(write_atomically(folder / "tables" / "rows.csv", tables.csv_long(view.run.rows)))
+    if "md" in formats:
+        written.append(write_atomically(folder / "tables" / "main.md", tables.markdown(main)))
+        details = [t for d in view.datasets for t in tables.detail_tables(view, d)]
+        if details:
+            written.append(write_atomically(folder / "tables" / "details.md", tables.markdown(details)))
+    if "tex" in formats:
+        written.append(write_atomically(folder / "tables" / "main.tex", tables.latex(main)))
+    drawn = []
+    if figures:
+        from deidbench.report.figures import draw_all
+
+        drawn = draw_all(view, folder / "figures", say=say)
+        for saved in drawn:
+            written += [*saved.narrow, *saved.wide]
+            if saved.why:
+                say(f"figure {saved.name} is not drawn: {saved.why}")
+    if "html" in formats:
+        from deidbench.report.html import page
+
+        say("report.html")
+        written.append(write_atomically(folder / "report.html", page(view, drawn, written, drawn=figures)))
+    return written
+
+
+def print_summary(run: Run, console: Console) -> None:
+    """The findings in words and the main table, in the columns that the terminal has room for."""
+    from rich.text import Text
+
+    from deidbench.report import tables
+    from deidbench.report.view import View
+
+    view = View(run)
+    for dataset in view.datasets:
+        tables.print_table(tables.main_table(view, dataset), console)
+        console.print()
+        for text in tables.headlines(view, dataset):
+            console.print(Text(tables.to_console(text, console.encoding)))
+        for text in tables.warnings(view, dataset):
+            console.print(Text(tables.to_console(f"! {text}", console.encoding), style="yellow"))

@@ -43,7 +43,16 @@ class _Model(ABC):
     @property
     def fingerprint(self) -> str:
         """Hex hash of all that determines the output besides the crop's pixels (includes runtime and device)."""
-        what = [type(self).__module__, type(self).__qualname__, self.name, self.version, self.params(), self.crop, self.weights_sha256(), self.runtime()]
+        what = [
+            type(self).__module__,
+            type(self).__qualname__,
+            self.name,
+            self.version,
+            self.params(),
+            self.crop,
+            self.weights_sha256(),
+            self.runtime(),
+        ]
         return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
     def runtime(self) -> str:

@@ -1,1 +1,5 @@
-"""Re-identification: attackers, identification, verification.  ``deidbench.kinds.attackers`` finds the attackers."""
+"""Re-identification: attackers, identification, verification, and the metric that reports them."""
+
+from deidbench.metrics.reid.metric import ReIdentification
+
+__all__ = ["ReIdentification"]

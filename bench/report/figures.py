@@ -1,0 +1,1054 @@
+"""The figures of a run: privacy-utility plane, CMC, DET, forest of rank-1, sample grid.
+
+Each function returns a :class:`Drawing`, or a sentence that says why there is nothing to draw.  Widths are in inches:
+3.4 is one column of a paper, 7.0 the page.  Files are the same to the byte for the same run and matplotlib: no dates,
+fixed ids.  Colours are those of Okabe and Ito (2008), told apart by colour-blind readers; markers and line styles repeat
+what colour says.  matplotlib is driven without pyplot, so that nothing global is left behind.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deidbench.errors import InputError
+from deidbench.records import Row
+from deidbench.report.view import (
+    RANK1,
+    SSIM,
+    WORST,
+    Method,
+    View,
+    attained,
+    counted,
+    interval,
+    listing,
+    number,
+    pareto,
+    percent,
+    plain,
+    shorten,
+    unit_sign,
+    write_atomically,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Array = npt.NDArray[np.float64]
+
+COLUMN, PAGE = 3.4, 7.0
+
+#: Okabe-Ito without black (controls) and yellow (too pale for lines on white).
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F5AA8")
+MARKERS = ("o", "s", "^", "D", "v", "P", "p", "h")
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1.2)), (0, (1.2, 1)), (0, (4, 1, 1, 1)), (0, (6, 2)), (0, (2, 2)))
+INK, GREY, PALE = "#1a1a1a", "#6b6b6b", "#d9d9d9"
+
+_STYLE: Mapping[str, Any] = {
+    "font.size": 7.0,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7.5,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 6.5,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e8e8e8",
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4.0,
+    "hatch.linewidth": 0.5,
+    "legend.frameon": False,
+    "text.parse_math": False,  # a name may hold dollar signs
+    "svg.hashsalt": "deidbench",
+    "svg.fonttype": "path",
+    "pdf.fonttype": 42,  # TrueType: publishers refuse Type 3
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """A figure with its caption and a text for those who cannot see it."""
+
+    figure: Figure
+    caption: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A figure on disk: name -> files per width.  ``why`` is set where there was nothing to draw."""
+
+    name: str
+    title: str
+    caption: str = ""
+    alt: str = ""
+    narrow: tuple[Path, ...] = ()
+    wide: tuple[Path, ...] = ()
+    why: str = ""
+
+
+#: Signs that the light font keeps (others come from the full one): Latin, Greek, punctuation, arrows, comparisons.
+_RANGES = ((0x20, 0x17F), (0x391, 0x3C9), (0x2010, 0x203A), (0x2190, 0x2193), (0x2260, 0x2265))
+_LIGHT = "deidbench sans"
+
+
+def _light_font(folder: Path) -> Path:
+    """DejaVu Sans, without what figures have no use for.
+
+    Each PDF embeds what it needs of its fonts; finding that out costs half a second in the full font (6 000 glyphs,
+    layout tables for dozens of scripts) and a twentieth of that in this one.
+    """
+    from fontTools import subset
+    from fontTools.ttLib import TTFont
+    from matplotlib import font_manager
+
+    font = TTFont(font_manager.findfont("DejaVu Sans"), recalcTimestamp=False)
+    options = subset.Options(layout_features=[], legacy_kern=True, notdef_outline=True, recalc_timestamp=False, name_IDs=["*"])
+    options.drop_tables += ["GSUB", "GPOS", "GDEF", "FFTM"]
+    subsetter = subset.Subsetter(options)
+    subsetter.populate(unicodes=[c for low, high in _RANGES for c in range(low, high + 1)])
+    subsetter.subset(font)
+    for record in font["name"].names:
+        if record.nameID in (1, 4, 16):
+            record.string = _LIGHT.title()
+    path = folder / "light.ttf"
+    font.save(path)
+    return path
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """matplotlib with our settings and font, the caller's own put back afterwards."""
+    import tempfile
+
+    import matplotlib as mpl
+    from matplotlib import font_manager
+
+    manager = font_manager.fontManager
+    # Further scripts only where a font for them is there: asking for an absent one is reported for each text.
+    there = set(manager.get_font_names())
+    further = [f for f in ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans", "Noto Emoji") if f in there]
+    before = list(manager.ttflist)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, mpl.rc_context(), warnings.catch_warnings():
+        mpl.rcdefaults()
+        manager.addfont(_light_font(Path(folder)))
+        mpl.rcParams.update({**_STYLE, "font.family": [_LIGHT.title(), "DejaVu Sans", *further]})
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from")  # drawn as a box; tables hold the name
+        try:
+            yield
+        finally:
+            manager.ttflist[:] = before
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _axes(figure: Figure, left: float, bottom: float, right: float, top: float) -> Axes:
+    """Axes with these margins in inches."""
+    w, h = figure.get_size_inches()
+    return figure.add_axes((left / w, bottom / h, (w - left - right) / w, (h - bottom - top) / h))
+
+
+def _columns(labels: Sequence[str], width: float, size: float = 6.5) -> int:
+    """How many legend columns fit ``width`` inches (0.6 em per character is wide for DejaVu Sans)."""
+    widest = max((len(x) for x in labels), default=1) * 0.6 * size / 72 + 0.42
+    return max(1, min(len(labels), int(width / widest)))
+
+
+def _rowwise(items: Sequence[Any], columns: int) -> list[Any]:
+    """In the order in which a legend with so many columns, filled column by column, reads row by row."""
+    return [item for i in range(columns) for item in items[i::columns]]
+
+
+def _legend(figure: Figure, handles: Sequence[Any], names: Sequence[str], x: float = 0.5) -> None:
+    """A legend below everything, as many columns as fit, read row by row.  x: its centre, 0..1."""
+    n = _columns(names, float(figure.get_size_inches()[0]) - 0.1)
+    figure.legend(
+        _rowwise(handles, n), _rowwise(names, n), loc="lower center", bbox_to_anchor=(x, 0.0), ncols=n, borderaxespad=0.2,
+        columnspacing=1.1, handlelength=1.7, handletextpad=0.45, labelspacing=0.35,
+    )  # fmt: skip
+
+
+def save(drawing: Drawing, folder: Path, name: str) -> tuple[Path, ...]:
+    """PDF, SVG and PNG (200 dpi) of a drawing, atomically and without dates."""
+    out = []
+    for kind, metadata in (("pdf", {"CreationDate": None}), ("svg", {"Date": None}), ("png", {"Software": None})):
+        buffer = io.BytesIO()
+        faster = {"pil_kwargs": {"compress_level": 4}} if kind == "png" else {}
+        drawing.figure.savefig(buffer, format=kind, metadata=metadata, **faster)  # type: ignore[arg-type]
+        out.append(write_atomically(folder / f"{name}.{kind}", buffer.getvalue()))
+    return tuple(out)
+
+
+# ---------------------------------------------------------------------------------------------------------------- looks
+@dataclass(frozen=True)
+class _Look:
+    colour: str
+    marker: str
+    size: float = 4.5
+
+
+_CONTROLS = {"original": _Look(INK, "*", 8.0), "blackout": _Look(INK, "X", 6.0)}
+
+
+def _looks(view: View) -> dict[str, _Look]:
+    """Group -> colour and marker.  Controls are dark; the others take colours and markers in turn."""
+    looks: dict[str, _Look] = {}
+    n = controls = 0
+    for m in view.methods:
+        if m.group in looks:
+            continue
+        if m.control:
+            name = str(m.info.get("name", m.label))
+            looks[m.group] = _CONTROLS.get(name, _Look(GREY, "+*xX"[controls % 4], 6.0))
+            controls += name not in _CONTROLS
+        else:
+            # The marker shifts by one with each round of colours: 7 x 8 looks before one repeats.
+            looks[m.group] = _Look(COLOURS[n % len(COLOURS)], MARKERS[(n + n // len(COLOURS)) % len(MARKERS)])
+            n += 1
+    return looks
+
+
+def _spread(row: Row) -> tuple[float, float]:
+    """Lengths of the interval's arms; 0 on a side without a bound."""
+    v = row.value or 0.0
+    return max(v - row.lo, 0.0) if row.lo is not None else 0.0, max(row.hi - v, 0.0) if row.hi is not None else 0.0
+
+
+class _Placer:
+    """Puts small labels beside points, where they cover the least.  Coordinates are pixels of the figure."""
+
+    def __init__(self, box: tuple[float, float, float, float]) -> None:
+        self.box = box
+        self.taken: list[tuple[float, float, float, float, float]] = []
+        self.dots: list[tuple[float, float]] = []
+
+    def block(self, x0: float, y0: float, x1: float, y1: float, cost: float) -> None:
+        self.taken.append((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1), cost))
+
+    def line(self, a: tuple[float, float], b: tuple[float, float]) -> None:
+        n = max(int(np.hypot(b[0] - a[0], b[1] - a[1]) / 2), 1)
+        self.dots += [(a[0] + (b[0] - a[0]) * i / n, a[1] + (b[1] - a[1]) * i / n) for i in range(n + 1)]
+
+    def place(self, x: float, y: float, w: float, h: float, gap: float) -> tuple[float, float]:
+        """Lower left corner for a label of size w x h near (x, y); the place is taken afterwards."""
+        best, found = np.inf, (x + gap, y + gap)
+        dots = np.array(self.dots) if self.dots else np.zeros((0, 2))
+        for reach in (1.0, 1.7, 2.6):
+            g = gap * reach
+            for i, (cx, cy) in enumerate(
+                (
+                    (g, g * 0.6),
+                    (-w - g, g * 0.6),
+                    (g, -h - g * 0.6),
+                    (-w - g, -h - g * 0.6),
+                    (-w / 2, g),
+                    (-w / 2, -h - g),
+                    (g, -h / 2),
+                    (-w - g, -h / 2),
+                )
+            ):
+                x0, y0 = x + cx, y + cy
+                cost = 0.15 * i + 2.0 * (reach - 1.0)
+                for a0, b0, a1, b1, weight in self.taken:
+                    dx, dy = min(x0 + w, a1) - max(x0, a0), min(y0 + h, b1) - max(y0, b0)
+                    if dx > 0 and dy > 0:
+                        cost += weight * (0.3 + dx * dy / (w * h))
+                inside = (dots[:, 0] > x0 - 1) & (dots[:, 0] < x0 + w + 1) & (dots[:, 1] > y0 - 1) & (dots[:, 1] < y0 + h + 1)
+                cost += 0.35 * int(inside.sum())
+                out = (
+                    max(self.box[0] - x0, 0)
+                    + max(self.box[1] - y0, 0)
+                    + max(x0 + w - self.box[2], 0)
+                    + max(y0 + h - self.box[3], 0)
+                )
+                cost += 3.0 * out
+                if cost < best:
+                    best, found = cost, (x0, y0)
+        self.block(found[0], found[1], found[0] + w, found[1] + h, 30.0)
+        return found
+
+
+def _percent_axis(axis: Any) -> None:
+    from matplotlib.ticker import FuncFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g}"))
+
+
+# ------------------------------------------------------------------------------------------------- privacy-utility plane
+def privacy_utility(view: View, dataset: str, width: float = COLUMN, y: str = SSIM, x: str = WORST) -> Drawing | str:
+    """Worst-case re-identification (x, better left) against a utility (y, any quantity), one curve per sweep."""
+    from matplotlib.lines import Line2D
+
+    points: list[tuple[Method, Row, Row]] = []
+    missing = []
+    for m in view.methods:
+        a, b = view.headline(dataset, m.label, x), view.headline(dataset, m.label, y)
+        if a is None or b is None or a.value is None or b.value is None:
+            missing.append(m.label)
+        else:
+            points.append((m, a, b))
+    if not points:
+        return f"no method has both {view.heading(x)} and {view.heading(y)}"
+    looks = _looks(view)
+    wide = width > 5
+    groups = list(dict.fromkeys(m.group for m, _, _ in points))
+    strengths = {m.label: m.setting for m, _, _ in points if not m.control}
+    labels = [shorten(g, 26) for g in groups]
+    left, right, top, bottom = 0.5, 0.12, 0.12, 0.42
+    ncols = _columns(["Pareto front", *labels], width - 0.1)
+    legend_rows = -(-(len(labels) + 1) // ncols)
+    height = (3.7 if wide else 2.55) + bottom + top + 0.155 * legend_rows
+    figure = _figure(width, height)
+    ax = _axes(figure, left, bottom + 0.155 * legend_rows + 0.03, right, top)
+
+    values = np.array([[float(a.value or 0), float(b.value or 0)] for _, a, b in points])
+    rate_x, rate_y = points[0][1].unit == "rate", points[0][2].unit == "rate"
+    unit_y = unit_sign(points[0][2].unit)
+    higher = points[0][2].higher_is_better is not False
+    lows = [b.lo if b.lo is not None else float(b.value or 0) for _, _, b in points]
+    highs = [b.hi if b.hi is not None else float(b.value or 0) for _, _, b in points]
+    if rate_x:
+        ax.set_xlim(-0.035, 1.035)
+        _percent_axis(ax.xaxis)
+    if (unit_y == "" or rate_y) and min(lows) >= 0 and max(highs) <= 1:
+        ax.set_ylim(-0.035, 1.06)
+        ax.set_yticks(np.linspace(0, 1, 6))
+    if rate_y:
+        _percent_axis(ax.yaxis)
+    sign = " [%]" if rate_x else ""
+    ax.set_xlabel(f"{view.heading(x)}{sign}   (← more private)" if x == WORST else f"{view.heading(x)}{sign}")
+    ax.set_ylabel(
+        f"{view.heading(y)}{f' [{unit_y}]' if unit_y else ''}   ({'more' if higher else 'less'} →)".replace(
+            "(more", "(more useful" if higher else "(more"
+        )
+    )
+
+    chance = view.chance(dataset, x)
+    if chance:
+        level = (chance[0] + chance[1]) / 2
+        ax.axvline(level, color=GREY, lw=0.8, ls=(0, (1, 1.5)), zorder=1)
+
+    real = [i for i, (m, _, _) in enumerate(points) if not m.control]
+    front = [real[i] for i in pareto([(values[j, 0], values[j, 1] if higher else -values[j, 1]) for j in real])]
+    if len(front) > 1:
+        ax.step(
+            values[front, 0],
+            values[front, 1],
+            where="post",
+            color="#b5b5b5",
+            lw=3.2,
+            alpha=0.55,
+            zorder=1.5,
+            solid_capstyle="round",
+        )
+    arms_x = np.array([_spread(a) for _, a, _ in points]).T
+    arms_y = np.array([_spread(b) for _, _, b in points]).T
+    for g in groups:
+        look = looks[g]
+        mine = [i for i, (m, _, _) in enumerate(points) if m.group == g]
+        if g in view.sweeps:
+            mine.sort(key=lambda i: points[i][0].strength or 0.0)
+            ax.plot(values[mine, 0], values[mine, 1], color=look.colour, lw=1.1, zorder=2)
+        at_x, at_y = values[mine, 0], values[mine, 1]
+        bars = {"colors": look.colour, "lw": 0.7, "alpha": 0.6, "zorder": 2.2}
+        ax.hlines(at_y, at_x - arms_x[0, mine], at_x + arms_x[1, mine], **bars)
+        ax.vlines(at_x, at_y - arms_y[0, mine], at_y + arms_y[1, mine], **bars)
+        for trusted in (True, False):
+            some = [i for i in mine if points[i][1].trusted is trusted]
+            if some:
+                edge = "white" if trusted and look.marker not in "+x" else look.colour
+                ax.plot(
+                    values[some, 0], values[some, 1], ls="", marker=look.marker, ms=look.size, zorder=3,
+                    mew=0.8, mfc=look.colour if trusted else "white", mec=edge,
+                )  # fmt: skip
+
+    # Strengths at the points of a sweep, placed where they cover nothing.
+    transform = ax.transData.transform
+
+    def pixel(x: float, y: float) -> tuple[float, float]:
+        px, py = transform((x, y))
+        return float(px), float(py)
+
+    size = 6.5 if wide else 6.0
+    scale = figure.dpi / 72  # pixels per point; labels are anchored in points, so that they hold at any resolution
+    box = ax.get_window_extent()
+    placer = _Placer((box.x0 + 1, box.y0 + 1, box.x1 - 1, box.y1 - 1))
+    for i, (m, _, _) in enumerate(points):
+        (px, py), r = pixel(*values[i]), (looks[m.group].size / 2 + 0.8) * scale
+        placer.block(px - r, py - r, px + r, py + r, 20.0)
+        vx, vy = values[i]
+        placer.line(pixel(vx - arms_x[0, i], vy), pixel(vx + arms_x[1, i], vy))
+        placer.line(pixel(vx, vy - arms_y[0, i]), pixel(vx, vy + arms_y[1, i]))
+    for g in view.sweeps:
+        chain = [i for _, i in sorted((m.strength or 0.0, i) for i, (m, _, _) in enumerate(points) if m.group == g)]
+        for i, j in pairwise(chain):
+            placer.line(pixel(*values[i]), pixel(*values[j]))
+    if chance:
+        low = ax.get_ylim()[0]
+        foot = pixel((chance[0] + chance[1]) / 2, low)
+        w, h = 6 * 0.58 * size * scale, size * scale
+        # Written along the line, to its right, where no point is near.
+        spots = [box.y0 + (box.y1 - box.y0) * f for f in (0.8, 0.6, 0.4, 0.2, 0.9, 0.05)]
+        at = min(
+            spots,
+            key=lambda y0: sum(foot[0] - 6 < p[0] < foot[0] + h + 12 and y0 - 9 < p[1] < y0 + w + 9 for p in transform(values)),
+        )
+        ax.annotate(
+            "chance", ((chance[0] + chance[1]) / 2, low), xytext=(2, (at - foot[1]) / scale), textcoords="offset points",
+            fontsize=size, color=GREY, rotation=90, va="bottom", ha="left",
+        )  # fmt: skip
+        placer.block(foot[0], at, foot[0] + h, at + w, 30.0)
+        placer.line(foot, (foot[0], box.y1))
+    for i, (m, _, _) in enumerate(points):
+        text = strengths.get(m.label, "")
+        if text:
+            px, py = pixel(*values[i])
+            w, h = len(text) * 0.6 * size * scale, 0.8 * size * scale
+            at_x0, at_y0 = placer.place(px, py, w, h, (looks[m.group].size / 2 + 1.2) * scale)
+            ax.annotate(
+                text, (values[i, 0], values[i, 1]), xytext=((at_x0 - px) / scale, (at_y0 - py) / scale), textcoords="offset points",
+                fontsize=size, color=looks[m.group].colour, va="baseline", annotation_clip=False,
+            )  # fmt: skip
+
+    handles: list[Any] = [
+        Line2D(
+            [], [], color=looks[g].colour, marker=looks[g].marker, ms=looks[g].size * 0.85, lw=1.1 if g in view.sweeps else 0
+        )
+        for g in groups
+    ]
+    names = list(labels)
+    if len(front) > 1:
+        handles.append(Line2D([], [], color="#b5b5b5", lw=3.2, alpha=0.55))
+        names.append("Pareto front")
+    _legend(figure, handles, names)
+    swept = [f"{plain(g)} ({', '.join(m.setting for m in ms)})" for g, ms in view.sweeps.items() if g in groups]
+    caption = (
+        f"Privacy and utility on {plain(dataset)}: {view.heading(x)} against {view.heading(y)}. Bars are intervals"
+        + (f", numbers along a curve its strength: {'; '.join(swept)}" if swept else "")
+        + ". The grey band joins the methods that no other beats in both (controls aside)."
+        + (" Hollow markers: the attacker failed its sanity check." if any(not a.trusted for _, a, _ in points) else "")
+        + (f" Not shown, for want of a value: {listing([plain(m) for m in missing], 8)}." if missing else "")
+    )
+    alt = "Scatter plot. " + " ".join(
+        f"{plain(m.label)}: {number(float(a.value or 0), a.unit)}{' %' if rate_x else ''}, "
+        f"{view.heading(y)} {number(float(b.value or 0), b.unit)}{(' ' + unit_y) if unit_y else ''};"
+        for m, a, b in points
+    )
+    return Drawing(figure, caption, alt.rstrip(";") + ".")
+
+
+# ---------------------------------------------------------------------------------------------------------- CMC and DET
+_PROBIT = NormalDist()
+_DET_TICKS = (0.01, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99)
+
+
+def _probit(p: Array, low: float) -> Array:
+    """Normal deviates of probabilities, kept within [low, 1 - low] (0 and 1 have none)."""
+    return np.array([_PROBIT.inv_cdf(v) for v in np.clip(p, low, 1 - low)])
+
+
+def _lines(view: View, dataset: str, curve: str, recognizer: str) -> dict[str, Array]:
+    """Method -> points (x, y, lo, hi) sorted by x, of the headline convention and the first attacker that has it."""
+    c = view.run.curves
+    if not len(c) or "curve" not in c.columns:
+        return {}
+
+    def text(name: str) -> Any:
+        return c[name].fillna("").astype(str) if name in c.columns else None
+
+    keep = (text("curve") == curve) & (text("dataset") == dataset)
+    if "recognizer" in c.columns:
+        keep &= text("recognizer") == recognizer
+    if "convention" in c.columns:
+        keep &= text("convention").isin(["", "headline"])
+    chosen = c[keep]
+    if "attacker" in chosen.columns and len(chosen):
+        present = list(dict.fromkeys(chosen["attacker"].fillna("").astype(str)))
+        first = next((a for a in view.attackers if a in present), present[0])
+        chosen = chosen[chosen["attacker"].fillna("").astype(str) == first]
+    out = {}
+    for method, part in chosen.groupby("method", sort=False):
+        columns = [
+            part[n].to_numpy(float, na_value=np.nan) if n in part.columns else np.full(len(part), np.nan)
+            for n in ("x", "y", "lo", "hi")
+        ]
+        points = np.stack(columns, axis=1)
+        points = points[np.isfinite(points[:, 0]) & np.isfinite(points[:, 1])]
+        if len(points):
+            out[str(method)] = (
+                points[np.lexsort((points[:, 1], points[:, 0]))]
+                if curve == "cmc"
+                else points[np.lexsort((-points[:, 1], points[:, 0]))]
+            )
+    return out
+
+
+def worst_recognizer(view: View, dataset: str, curve: str) -> str:
+    """The recogniser that is the worst case of most methods, among those that have this curve ("" where none has)."""
+    c = view.run.curves
+    if not len(c) or "curve" not in c.columns or "recognizer" not in c.columns:
+        return ""
+    have = list(dict.fromkeys(c[(c["curve"] == curve) & (c["dataset"] == dataset)]["recognizer"].fillna("").astype(str)))
+    votes = [
+        recognizer
+        for m in view.methods
+        if not m.control and (r := view.headline(dataset, m.label, WORST)) is not None
+        for _, recognizer in attained(r)
+    ]
+    have.sort(key=lambda n: view.recognizers.index(n) if n in view.recognizers else len(view.recognizers))
+    return max(have, key=votes.count) if have else ""
+
+
+def _panels(view: View, lines: Mapping[str, Array]) -> list[tuple[str, list[Method]]]:
+    """Sweeps have a panel each; the methods without one share panels of at most five."""
+    out = [(g, [m for m in ms if m.label in lines]) for g, ms in view.sweeps.items()]
+    swept = {m.label for ms in view.sweeps.values() for m in ms}
+    single = [m for m in view.methods if not m.control and m.label not in swept and m.label in lines]
+    for i in range(0, len(single), 5):
+        out.append(("single settings" if len(single) <= 5 else f"single settings {i // 5 + 1}", single[i : i + 5]))
+    return [(g, ms) for g, ms in out if ms] or [("controls", [])]
+
+
+def _shades(colour: str, n: int) -> list[tuple[float, float, float]]:
+    """n shades of a colour from light to dark: the order of the strengths shows without colour, too."""
+    from matplotlib.colors import to_rgb
+
+    base = np.array(to_rgb(colour))
+    mixes = np.linspace(-0.42, 0.45, n) if n > 1 else np.zeros(1)
+    out = []
+    for t in mixes:
+        c = base + (1 - base) * -t if t < 0 else base * (1 - t)
+        out.append((float(c[0]), float(c[1]), float(c[2])))
+    return out
+
+
+def _multiples(
+    view: View,
+    lines: Mapping[str, Array],
+    width: float,
+    xlabel: str,
+    ylabel: str,
+    prepare: Callable[[Array], Array],
+    dress: Callable[[Axes], None],
+    square: bool,
+    step: bool,
+) -> Figure:
+    """Small multiples: a panel per sweep, the controls repeated in each for reference."""
+    from matplotlib.lines import Line2D
+
+    looks = _looks(view)
+    panels = _panels(view, lines)
+    wide = width > 5
+    most = 4 if wide else 2
+    ncols = min(most, len(panels))
+    nrows = -(-len(panels) // ncols)
+    left, right, gap = 0.48, 0.1, 0.16
+    pw = (width - left - right - gap * (most - 1)) / most if len(panels) > 1 else min(width - left - right, 3.2)
+    ph = pw if square else pw * 0.85
+    size = 6.0
+
+    def key_columns(ms: Sequence[Method], names: Sequence[str]) -> int:
+        return max(1, min(len(ms), int(pw / (max(map(len, names), default=1) * 0.6 * size / 72 + 0.24))))
+
+    keys = []
+    for g, ms in panels:
+        names = [m.setting if g in view.sweeps else shorten(m.label, 18 if pw > 1.4 else 14) for m in ms]
+        keys.append((names, key_columns(ms, names)))
+    header = 0.2 + 0.125 * max(-(-len(names) // n) for names, n in keys)
+    controls = [m for m in view.methods if m.control and m.label in lines]
+    below = 0.34 + (0.19 if controls else 0.0)
+    height = nrows * (ph + header) + (nrows - 1) * 0.14 + below + 0.04
+    figure = _figure(width if len(panels) > 1 else left + pw + right, height)
+    w = float(figure.get_size_inches()[0])
+    control_styles = {m.label: (INK if i == 0 else GREY, DASHES[1 + i % 5]) for i, m in enumerate(controls)}
+
+    def draw(ax: Axes, points: Array, colour: Any, dash: Any, lw: float, z: float, band: bool) -> None:
+        p = prepare(points)
+        drawstyle = "steps-post" if step else "default"
+        ax.plot(p[:, 0], p[:, 1], color=colour, ls=dash, lw=lw, zorder=z, drawstyle=drawstyle)  # type: ignore[arg-type]
+        if band and np.isfinite(p[:, 2:]).any():
+            low, high = np.where(np.isfinite(p[:, 2]), p[:, 2], p[:, 1]), np.where(np.isfinite(p[:, 3]), p[:, 3], p[:, 1])
+            ax.fill_between(p[:, 0], low, high, color=colour, alpha=0.16, lw=0, zorder=z - 1, step="post" if step else None)
+
+    for i, (g, ms) in enumerate(panels):
+        row, col = divmod(i, ncols)
+        x0 = left + col * (pw + gap)
+        y0 = height - (row + 1) * (ph + header) - row * 0.14 - 0.0
+        ax = figure.add_axes((x0 / w, y0 / height, pw / w, ph / height))
+        dress(ax)
+        # Two collections instead of a line object per tick: small multiples spend most of their time on ticks.
+        ax.grid(visible=False)
+        ax.tick_params(length=0)
+        ax.vlines(ax.get_xticks(), 0, 1, transform=ax.get_xaxis_transform(), colors="#e8e8e8", lw=0.5, zorder=0.5)
+        ax.hlines(ax.get_yticks(), 0, 1, transform=ax.get_yaxis_transform(), colors="#e8e8e8", lw=0.5, zorder=0.5)
+        for m in controls:
+            colour, dash = control_styles[m.label]
+            draw(ax, lines[m.label], colour, dash, 0.9, 2.0, False)
+        shades = _shades(looks[g].colour, len(ms)) if g in view.sweeps else [looks[m.group].colour for m in ms]
+        handles = []
+        for j, (m, colour) in enumerate(zip(ms, shades, strict=True)):
+            dash = DASHES[j % len(DASHES)] if g not in view.sweeps else "-"
+            draw(ax, lines[m.label], colour, dash, 1.2, 3.0, True)
+            handles.append(Line2D([], [], color=colour, ls=dash, lw=1.4))
+        names, n = keys[i]
+        rows = -(-len(names) // n) if names else 0
+        if handles:
+            ax.legend(
+                _rowwise(handles, n), _rowwise(names, n), loc="lower left", bbox_to_anchor=(0, 1.0), ncols=n, fontsize=size, handlelength=1.1, handletextpad=0.3,
+                columnspacing=0.7, labelspacing=0.2, borderaxespad=0.15, borderpad=0,
+            )  # fmt: skip
+        ax.annotate(
+            shorten(g, 24), (0, ph * 72 + 1.5 + 8.6 * rows), xycoords="axes points", fontsize=7.5, va="bottom",
+            annotation_clip=False,
+        )  # fmt: skip
+        if col:
+            ax.tick_params(labelleft=False)
+        if i + ncols < len(panels):
+            ax.tick_params(labelbottom=False)
+    centre = (left + (ncols * pw + (ncols - 1) * gap) / 2) / w
+    figure.text(centre, (below - 0.27) / height, xlabel, ha="center", va="center", fontsize=7.5)
+    figure.text(
+        0.04 / w,
+        (height - (height - below) / 2 - header / 2) / height,
+        ylabel,
+        rotation=90,
+        va="center",
+        ha="left",
+        fontsize=7.5,
+    )
+    if controls:
+        lines_ = [Line2D([], [], color=control_styles[m.label][0], ls=control_styles[m.label][1], lw=1.0) for m in controls]
+        _legend(figure, lines_, [shorten(m.label, 22) for m in controls], centre)
+    return figure
+
+
+def _curve_caption(view: View, dataset: str, what: str, recognizer: str, lines: Mapping[str, Array], bands: bool) -> str:
+    lost = [plain(m.label) for m in view.methods if m.label not in lines]
+    others = [r for r in view.recognizers if r != recognizer]
+    return (
+        f"{what} on {plain(dataset)}, recogniser {plain(recognizer) or 'not named'}"
+        + (" (the worst case of most methods)" if others else "")
+        + f", a panel per sweep, controls repeated for reference.{' Bands are intervals.' if bands else ''}"
+        + (f" No curve for {listing(lost, 8)}." if lost else "")
+        + (f" Curves of {listing([plain(o) for o in others])} are in curves.parquet." if others else "")
+    )
+
+
+def cmc(view: View, dataset: str, width: float = COLUMN, recognizer: str | None = None) -> Drawing | str:
+    """Cumulative match characteristics: the share of probes whose person is among the best k matches."""
+    recognizer = worst_recognizer(view, dataset, "cmc") if recognizer is None else recognizer
+    lines = _lines(view, dataset, "cmc", recognizer)
+    if not lines:
+        return "this run has no CMC curves"
+    last = max(float(p[-1, 0]) for p in lines.values())
+
+    def dress(ax: Axes) -> None:
+        from matplotlib.ticker import FixedLocator, NullLocator
+
+        ax.set_xscale("log")
+        ax.set_xlim(0.93, max(last, 2) * 1.08)
+        ax.set_ylim(-0.03, 1.04)
+        ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000) if t <= last]
+        ax.xaxis.set_major_locator(FixedLocator(ticks[:: 1 if len(ticks) < 7 else 2]))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
+        ax.set_yticks(np.linspace(0, 1, 5))
+        _percent_axis(ax.yaxis)
+
+    figure = _multiples(
+        view, lines, width, "Rank k", "Identified at rank k or better [%]", lambda p: p, dress, square=False, step=False
+    )  # fmt: skip
+    bands = any(np.isfinite(p[:, 2:]).any() for p in lines.values())
+    caption = _curve_caption(
+        view, dataset, "Cumulative match characteristics (lower is more private)", recognizer, lines, bands
+    )
+    ends = [f"{plain(m.label)} {percent(float(lines[m.label][0, 1]))}" for m in view.methods if m.label in lines]
+    return Drawing(
+        figure, caption, f"Line plots of the identification rate over rank 1 to {last:g}. At the first rank: {', '.join(ends)}."
+    )
+
+
+def det(view: View, dataset: str, width: float = COLUMN, recognizer: str | None = None) -> Drawing | str:
+    """Detection error trade-off on normal-deviate axes (Martin et al. 1997): the further from the origin, the more private."""
+    recognizer = worst_recognizer(view, dataset, "det") if recognizer is None else recognizer
+    lines = _lines(view, dataset, "det", recognizer)
+    if not lines:
+        return "this run has no DET curves"
+    low = 0.001
+    edge = _PROBIT.inv_cdf(low)
+
+    def prepare(p: Array) -> Array:
+        # Beyond the panel on purpose: a curve with no errors left runs out of it instead of along its frame.
+        out = [_probit(p[:, k], low / 20) for k in (0, 1)]
+        out += [np.where(np.isfinite(p[:, k]), _probit(np.nan_to_num(p[:, k], nan=0.5), low / 20), np.nan) for k in (2, 3)]
+        return np.stack(out, axis=1)
+
+    def dress(ax: Axes) -> None:
+        ax.set_xlim(edge, -edge)
+        ax.set_ylim(edge, -edge)
+        at = [_PROBIT.inv_cdf(t) for t in _DET_TICKS]
+        words = [f"{100 * t:g}" for t in _DET_TICKS]
+        ax.set_xticks(at, words)
+        ax.set_yticks(at, words)
+        for label in ax.get_xticklabels():
+            label.set_fontsize(5.8)
+        ax.plot([edge, -edge], [edge, -edge], color=PALE, lw=0.7, zorder=1)
+        # A scorer that cannot tell persons apart lies on FNMR = 1 - FMR.
+        ax.plot([edge, -edge], [-edge, edge], color=GREY, lw=0.7, ls=(0, (1, 1.5)), zorder=1)
+
+    figure = _multiples(
+        view, lines, width, "False match rate [%]", "False non-match rate [%]", prepare, dress, square=True, step=False
+    )
+    bands = any(np.isfinite(p[:, 2:]).any() for p in lines.values())
+    caption = _curve_caption(
+        view,
+        dataset,
+        f"Detection error trade-off (further out is more private; dotted: chance; rates below {percent(low)} lie outside)",
+        recognizer,
+        lines,
+        bands,
+    )
+    crossing = []
+    for m in view.methods:
+        if m.label in lines:
+            p = lines[m.label]
+            i = int(np.argmin(np.abs(p[:, 0] - p[:, 1])))
+            crossing.append(f"{plain(m.label)} {percent(float(p[i, 0] + p[i, 1]) / 2)}")
+    return Drawing(figure, caption, f"Line plots of FNMR over FMR. Error where both are about equal: {', '.join(crossing)}.")
+
+
+# ------------------------------------------------------------------------------------------------------------- forest
+def forest(view: View, dataset: str, width: float = COLUMN) -> Drawing | str:
+    """Rank-1 of every recogniser and of the worst case, per method, with intervals and chance."""
+    from matplotlib.lines import Line2D
+
+    keys = [k for k in view.keys(dataset) if k.metric == RANK1 and k.convention in ("", "headline")]
+    several = len(view.attackers) > 1
+    names = [", ".join(p for p in ((k.attacker if several else ""), k.recognizer) if p) or "rank-1" for k in keys]
+    has_worst = any(view.headline(dataset, m.label, WORST) for m in view.methods)
+    if not keys and not has_worst:
+        return "this run has no rank-1 figures"
+    wide = width > 5
+    methods = view.methods
+    labels = [shorten(m.label, 30 if wide else 20) for m in methods]
+    tracks = len(keys) + has_worst
+    pitch = max(0.19, 0.055 * tracks + 0.075)
+    left = 0.16 + max(map(len, labels)) * 0.56 * 6.8 / 72
+    right = 1.25 if wide and has_worst else 0.12
+    legend_names = [shorten(n, 24) for n in names] + (["worst case"] if has_worst else [])
+    ncols = _columns(legend_names, width - 0.1)
+    legend_rows = -(-len(legend_names) // ncols)
+    bottom = 0.42 + 0.155 * legend_rows
+    height = bottom + 0.2 + pitch * len(methods)
+    figure = _figure(width, height)
+    ax = _axes(figure, left, bottom, right, 0.2)
+    ax.grid(visible=False, axis="y")
+    ax.set_xlim(-0.02, 1.02)
+    ax.set_ylim(len(methods) - 0.5, -0.5)
+    _percent_axis(ax.xaxis)
+    ax.set_xlabel("Rank-1 re-identification [%]  (← more private)")
+    ax.set_yticks(range(len(methods)), labels)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    for tick, m in zip(ax.get_yticklabels(), methods, strict=True):
+        tick.set_fontsize(6.8)
+        if m.control:
+            tick.set_color(GREY)  # not italic: each face of a font costs a PDF 0.3 s
+    shaded, seen = False, None
+    for i, m in enumerate(methods):  # one band per sweep, so that its members read as one
+        if m.group != seen:
+            shaded, seen = not shaded, m.group
+        if shaded:
+            ax.axhspan(i - 0.5, i + 0.5, color="#f5f5f5", lw=0, zorder=0)
+    chance = view.chance(dataset, RANK1) or view.chance(dataset, WORST)
+    if chance:
+        at = (chance[0] + chance[1]) / 2
+        ax.axvline(at, color=GREY, lw=0.8, ls=(0, (1, 1.5)), zorder=1)
+        ax.annotate("chance", (at, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 2), textcoords="offset points", fontsize=6, color=GREY, ha="left" if at < 0.2 else "center", va="bottom", annotation_clip=False)  # fmt: skip
+    offsets = (np.arange(tracks) - (tracks - 1) / 2) * 0.74 / max(tracks, 1)
+    hollow = gone = False
+    for t in range(tracks):
+        is_worst = t == len(keys)
+        colour = INK if is_worst else COLOURS[t % len(COLOURS)]
+        marker = "D" if is_worst else MARKERS[t % len(MARKERS)]
+        shown: list[tuple[float, float, Row]] = []
+        for i, m in enumerate(methods):
+            row = view.headline(dataset, m.label, WORST) if is_worst else view.of(dataset, m.label).get(keys[t])
+            if row is None or row.value is None:
+                gone = True
+                if is_worst or not has_worst:
+                    ax.annotate(
+                        "no value", (0.0, i + offsets[t]), xytext=(3, 0), textcoords="offset points", fontsize=5.5, color=GREY,
+                        va="center",
+                    )  # fmt: skip
+                continue
+            shown.append((row.value, i + offsets[t], row))
+            if is_worst and wide:
+                ax.annotate(
+                    f"{number(row.value, row.unit)} {interval(row)}", (1.0, i), xycoords=("axes fraction", "data"), xytext=(6, 0),
+                    textcoords="offset points", fontsize=6.3, va="center", annotation_clip=False,
+                )  # fmt: skip
+        if shown:
+            arms = np.array([_spread(row) for *_, row in shown])
+            at_x, at_y = np.array([v for v, *_ in shown]), np.array([y for _, y, _ in shown])
+            ax.hlines(at_y, at_x - arms[:, 0], at_x + arms[:, 1], colors=colour, lw=0.9, zorder=2)
+        for trusted in (True, False):
+            some = [(v, y) for v, y, row in shown if row.trusted is trusted]
+            if some:
+                hollow |= not trusted
+                ax.plot(
+                    [v for v, _ in some], [y for _, y in some], ls="", marker=marker, ms=3.6 if is_worst else 3.2,
+                    mfc=colour if trusted else "white", mec=colour, mew=0.7, zorder=3,
+                )  # fmt: skip
+    if has_worst and wide:
+        ax.annotate("worst case", (1.0, 1.0), xycoords="axes fraction", xytext=(6, 2), textcoords="offset points", fontsize=6, color=GREY, va="bottom", annotation_clip=False)  # fmt: skip
+    handles = [
+        Line2D([], [], color=COLOURS[t % len(COLOURS)], marker=MARKERS[t % len(MARKERS)], ms=3.2, lw=0.8)
+        for t in range(len(keys))
+    ]
+    if has_worst:
+        handles.append(Line2D([], [], color=INK, marker="D", ms=3.6, lw=0.8))
+    _legend(figure, handles, legend_names)
+    caption = (
+        f"Rank-1 re-identification on {plain(dataset)} per method and recogniser. Bars are intervals; the dotted line is chance."
+        + (" Hollow markers: the attacker failed its sanity check." if hollow else "")
+        + (" Methods without a value have no marker; the table says why." if gone else "")
+    )
+    words = []
+    for m in methods:
+        row = view.headline(dataset, m.label, WORST) or view.headline(dataset, m.label, RANK1)
+        if row is not None:
+            words.append(f"{plain(m.label)} {number(row.value, row.unit) + ' %' if row.value is not None else 'no value'}")
+    return Drawing(figure, caption, f"Dot plot with intervals. Worst case: {', '.join(words)}.")
+
+
+# -------------------------------------------------------------------------------------------------------- sample grid
+def _index(folder: Path) -> Mapping[str, Any] | str:
+    path = folder / "samples" / "index.json"
+    if not path.is_file():
+        return "this run keeps no sample pictures"
+    try:
+        index = json.loads(path.read_text("utf-8"))
+        if not isinstance(index["columns"], list) or not all(isinstance(r["files"], list) for r in index["rows"]):
+            raise TypeError("columns and files must be lists")
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is damaged: {error!r}", "run the same deidbench run command again; finished work is reused"
+        ) from error
+    return index if index["columns"] and index["rows"] else "this run keeps no sample pictures"
+
+
+_STATUS_WORDS = {
+    "no_face": "no face found",
+    "no_landmarks": "no landmarks",
+    "failed": "failed",
+    "passthrough": "pass-through",
+    "fta": "FTA",
+}
+
+
+def sample_grid(view: View, width: float = COLUMN) -> Drawing | str:
+    """Methods by persons.  Withheld images are hatched, anything but ``ok`` is written into the cell."""
+    from matplotlib.patches import Rectangle
+    from PIL import Image as Pictures
+    from PIL import UnidentifiedImageError
+
+    index = _index(view.run.folder)
+    if isinstance(index, str):
+        return index
+    base = (view.run.folder / "samples").resolve()
+    wide = width > 5
+    order = {m.label: i for i, m in enumerate(view.methods)}
+    rows = sorted(index["rows"], key=lambda r: order.get(str(r.get("label")), len(order)))
+    n = min(len(index["columns"]), 8 if wide else 5)
+    labels = [shorten(r.get("label", ""), 22 if wide else 16) for r in rows]
+    size = 7.0 if wide else 6.2
+    left = 0.1 + max(map(len, labels)) * 0.58 * size / 72
+
+    pictures: dict[tuple[int, int], Any] = {}
+    broken: set[tuple[int, int]] = set()
+    for i, row in enumerate(rows):
+        for j, file in enumerate(row["files"][:n]):
+            if not file:
+                continue
+            path = (base / str(file)).resolve()
+            try:
+                if not path.is_relative_to(base):
+                    raise OSError("outside the samples folder")
+                with Pictures.open(path) as picture:
+                    pictures[i, j] = picture.convert("RGB")
+            except (OSError, UnidentifiedImageError):
+                broken.add((i, j))  # said in the cell and in the caption
+    shapes = [p.size for p in pictures.values()]
+    aspect = float(np.median([h / w for w, h in shapes])) if shapes else 1.0
+    aspect = min(max(aspect, 0.5), 1.6)
+    gap, head = 0.03, 0.2
+    cw = (width - left - 0.05) / n - gap
+    # A page is 9 inches high; cells shrink to it, but not below what an eye can use.
+    ch = max(min(cw * aspect, 9.0 / len(rows) - gap), min(0.42, cw * aspect))
+    cw = ch / aspect
+    fw, fh = left + n * (cw + gap) + 0.05, head + len(rows) * (ch + gap) + 0.04
+    figure = _figure(fw, fh)
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.set_axis_off()
+    ax.set_xlim(0, fw)
+    ax.set_ylim(fh, 0)
+
+    # One picture for the whole grid: hundreds of small ones would cost seconds.
+    dpi = 200
+    mosaic = Pictures.new("RGB", (round(n * (cw + gap) * dpi), round(len(rows) * (ch + gap) * dpi)), "white")
+    pw, ph = round(cw * dpi), round(ch * dpi)
+    for (i, j), picture in pictures.items():
+        scale = min(pw / picture.width, ph / picture.height)
+        small = picture.resize(
+            (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)),
+            Pictures.Resampling.LANCZOS if scale < 1 else Pictures.Resampling.BICUBIC,
+        )
+        at = (round(j * (cw + gap) * dpi) + (pw - small.width) // 2, round(i * (ch + gap) * dpi) + (ph - small.height) // 2)
+        mosaic.paste(small, at)
+    ax.imshow(
+        np.asarray(mosaic),
+        extent=(left, left + n * (cw + gap), head + len(rows) * (ch + gap), head),
+        aspect="auto",
+        interpolation="none",
+        zorder=1,
+    )
+    ax.set_xlim(0, fw)
+    ax.set_ylim(fh, 0)
+
+    tiny = max(min(5.8, cw * 72 / 7.2), 4.2)
+    withheld = 0
+    remarks: list[str] = []
+    for j, column in enumerate(index["columns"][:n]):
+        room = int(cw * 72 / (0.6 * 5.6))
+        ax.text(
+            left + j * (cw + gap) + cw / 2,
+            head - 0.05,
+            shorten(str(column).rsplit(".", 1)[0], max(room, 4)),
+            fontsize=5.6,
+            color=GREY,
+            ha="center",
+            va="bottom",
+        )
+    for i, row in enumerate(rows):
+        y = head + i * (ch + gap)
+        m = next((m for m in view.methods if m.label == str(row.get("label"))), None)
+        ax.text(
+            left - 0.06,
+            y + ch / 2,
+            labels[i],
+            fontsize=size,
+            ha="right",
+            va="center",
+            color=GREY if m is not None and m.control else INK,
+        )
+        statuses = list(row.get("statuses") or [])
+        for j in range(n):
+            status = str(statuses[j]) if j < len(statuses) else ""
+            x = left + j * (cw + gap)
+            word = _STATUS_WORDS.get(status, status.replace("_", " ") if status not in ("", "ok") else "")
+            if (i, j) in pictures:
+                if word:
+                    alarm = GREY if m is not None and m.control else COLOURS[1]
+                    ax.add_patch(Rectangle((x, y), cw, ch, fill=False, ec=alarm, lw=1.0, zorder=3))
+                    ax.add_patch(Rectangle((x, y + ch - 0.115), cw, 0.115, fc=alarm, ec="none", zorder=3))
+                    ax.text(x + cw / 2, y + ch - 0.055, word, fontsize=tiny, color="white", ha="center", va="center", zorder=4)
+                    remarks.append(f"{labels[i]}, column {j + 1}: {word}")
+                continue
+            ax.add_patch(Rectangle((x, y), cw, ch, fc="#f4f4f4", ec=GREY, hatch="/////", lw=0.5, zorder=2, alpha=0.5))
+            first = "unreadable" if (i, j) in broken else "withheld"
+            withheld += first == "withheld"
+            box = {"fc": "#f4f4f4", "ec": "none", "pad": 0.8}
+            ax.text(
+                x + cw / 2,
+                y + ch / 2,
+                first if not word else f"{first}\n{word}",
+                fontsize=tiny,
+                color=INK,
+                ha="center",
+                va="center",
+                zorder=4,
+                bbox=box,
+                linespacing=1.1,
+            )
+            remarks.append(f"{labels[i]}, column {j + 1}: {first}{' (' + word + ')' if word else ''}")
+    more = len(index["columns"]) - n
+    caption = (
+        f"{counted(n, 'image')} as each method releases them."
+        + (f" Hatched: nothing was released ({counted(withheld, 'image')})." if withheld else "")
+        + (f" {counted(len(broken), 'picture')} could not be read." if broken else "")
+        + (f" {counted(more, 'further image')} in samples/." if more > 0 else "")
+    )
+    alt = f"Grid of face images: {len(rows)} methods by {n} images. Rows: {', '.join(labels)}." + (
+        f" {'; '.join(remarks[:12])}." if remarks else ""
+    )
+    return Drawing(figure, caption, alt)
+
+
+# ----------------------------------------------------------------------------------------------------------------- all
+def draw_all(view: View, folder: Path, y: str = SSIM, say: Callable[[str], None] | None = None) -> list[Saved]:
+    """Every figure in both widths and three formats into ``folder``.  What cannot be drawn is listed with its reason."""
+    from deidbench.report.view import slug
+
+    out: list[Saved] = []
+    jobs: list[tuple[str, str, Callable[[float], Drawing | str]]] = []
+    for dataset in view.datasets:
+        suffix = f"-{slug(dataset)}" if len(view.datasets) > 1 else ""
+        where = f" on {plain(dataset)}" if suffix else ""
+        jobs += [
+            (f"plane{suffix}", f"Privacy and utility{where}", lambda w, d=dataset: privacy_utility(view, d, w, y)),  # type: ignore[misc]
+            (f"forest{suffix}", f"Re-identification per method{where}", lambda w, d=dataset: forest(view, d, w)),  # type: ignore[misc]
+            (f"cmc{suffix}", f"Identification (CMC){where}", lambda w, d=dataset: cmc(view, d, w)),  # type: ignore[misc]
+            (f"det{suffix}", f"Verification (DET){where}", lambda w, d=dataset: det(view, d, w)),  # type: ignore[misc]
+        ]
+    jobs.append(("samples", "What the images look like", lambda w: sample_grid(view, w)))
+    with style():
+        for name, title, draw in jobs:
+            if say is not None:
+                say(f"figure {name}")
+            first = draw(COLUMN)
+            if isinstance(first, str):
+                out.append(Saved(name, title, why=first))
+                continue
+            narrow = save(first, folder, name)
+            second = draw(PAGE)
+            assert not isinstance(second, str)
+            out.append(Saved(name, title, second.caption, second.alt, narrow, save(second, folder, f"{name}-wide")))
+    return out

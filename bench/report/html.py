@@ -1,0 +1,394 @@
+"""The page of a run: one file, nothing fetched from anywhere, readable on paper, on a phone and in the dark.
+
+Every name is escaped by Jinja; figures are data URIs, so that nothing inside them can act; a content security policy
+lets only the page's own sorting script run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from deidbench.report.figures import Saved
+from deidbench.report.tables import Table, detail_tables, groups, headlines, main_table, sentence, warnings
+from deidbench.records import CONVENTIONS
+from deidbench.report.view import CONVENTION_WORDS, View, arrow, counted, percent, plain
+
+#: Sorts the table whose heading was clicked; numbers by value, cells without one last.  No library.
+_SCRIPT = """
+for (const button of document.querySelectorAll('th button')) {
+  button.addEventListener('click', () => {
+    const th = button.closest('th'), table = th.closest('table'), body = table.tBodies[0];
+    const i = Number(th.dataset.column), up = th.getAttribute('aria-sort') !== 'ascending';
+    for (const other of table.querySelectorAll('th[aria-sort]')) other.removeAttribute('aria-sort');
+    th.setAttribute('aria-sort', up ? 'ascending' : 'descending');
+    const key = (row) => row.cells[i].dataset.value;
+    const rows = [...body.rows];
+    rows.sort((a, b) => {
+      const x = key(a), y = key(b);
+      if (x === '' || y === '') return (x === '') - (y === '');
+      const d = th.dataset.text ? x.localeCompare(y) : Number(x) - Number(y);
+      return up ? d : -d;
+    });
+    body.append(...rows);
+    table.classList.add('sorted');
+  });
+}
+"""
+
+#: Parts of the run record that have a place of their own on the page; the others are listed under provenance.
+_PLACED = ("schema", "protocol", "dataset", "methods", "recognizers", "metrics", "environment", "timings", "suite")
+
+_STATUSES = ("ok", "passthrough", "no_face", "no_landmarks", "failed")
+_STATUS_WORDS = {
+    "ok": "Anonymised",
+    "passthrough": "Pass-through",
+    "no_face": "No face",
+    "no_landmarks": "No landmarks",
+    "failed": "Failed",
+}
+
+
+@dataclass(frozen=True)
+class _Picture:
+    saved: Saved
+    narrow: str
+    wide: str
+    width: int
+
+
+def _uri(path: Path) -> str:
+    kind = {".svg": "image/svg+xml", ".png": "image/png"}[path.suffix]
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+
+
+def _picture(saved: Saved) -> _Picture:
+    """Photographs inline as PNG, everything else as SVG; the narrow version is for phones."""
+    suffix = ".png" if saved.name == "samples" else ".svg"
+    narrow = next(p for p in saved.narrow if p.suffix == suffix)
+    wide = next(p for p in saved.wide if p.suffix == suffix)
+    return _Picture(saved, _uri(narrow), _uri(wide), 0)
+
+
+def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """A nested record as (dotted name, text) pairs; empty lists and tables are said to be empty."""
+    if isinstance(value, Mapping):
+        if not value:
+            return [(prefix, "none")]
+        return [pair for k, v in value.items() for pair in flat(v, f"{prefix}.{k}" if prefix else str(k))]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if all(not isinstance(v, Mapping | list | tuple) for v in value):
+            return [(prefix, ", ".join(_text(v) for v in value) or "none")]
+        return [pair for i, v in enumerate(value) for pair in flat(v, f"{prefix}.{i}")]
+    return [(prefix, _text(value))]
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return plain(value) or "–"
+
+
+def _seconds(value: float) -> str:
+    if value < 120:
+        return f"{value:.1f} s"
+    if value < 7200:
+        return f"{value / 60:.1f} min"
+    return f"{value / 3600:.1f} h"
+
+
+def _failures(view: View) -> list[dict[str, Any]]:
+    """Statuses per method: from the record, else counted from the images; with the most frequent reasons."""
+    images = view.run.images
+    statuses: dict[str, Counter[str]] = {}
+    reasons: dict[str, Counter[str]] = {}
+    if len(images) and "method" in images.columns:
+        for method, part in images.groupby("method", sort=False):
+            if "status" in part.columns:
+                statuses[str(method)] = Counter(part["status"].dropna().astype(str))
+            if "reason" in part.columns:
+                said = part["reason"].dropna().astype(str)
+                reasons[str(method)] = Counter(r for r in said if r)
+            if "fta" in part.columns:
+                statuses.setdefault(str(method), Counter())["fta"] = int(part["fta"].fillna(value=False).astype(bool).sum())
+    out = []
+    for m in view.methods:
+        counts = dict(m.counts) or dict(statuses.get(m.label, {}))
+        others = {k: v for k, v in counts.items() if k not in (*_STATUSES, "fta", "images") and v}
+        top = reasons.get(m.label, Counter()).most_common(3)
+        more = len(reasons.get(m.label, {})) - len(top)
+        said = [f"{plain(r)} ({n})" for r, n in top] + ([f"{counted(more, 'further reason')}"] if more > 0 else [])
+        known = bool(counts)
+        out.append(
+            {
+                "method": plain(m.label),
+                "control": m.control,
+                "cells": [int(counts.get(s, 0)) if known else None for s in _STATUSES],
+                "fta": counts.get("fta"),
+                "others": ", ".join(f"{plain(k)} {v}" for k, v in others.items()),
+                "reasons": "; ".join(said),
+            }
+        )
+    return out
+
+
+def _interval_methods(view: View) -> list[tuple[str, str]]:
+    """Interval method -> headings of the quantities that it was used for."""
+    found: dict[str, dict[str, None]] = {}
+    for row in view.rows:
+        if row.ci_method and (row.lo is not None or row.hi is not None):
+            found.setdefault(plain(row.ci_method), {})[view.heading(row.metric)] = None
+    return [(method, ", ".join(names)) for method, names in found.items()]
+
+
+def _missing_intervals(view: View) -> list[tuple[str, int]]:
+    said = Counter(plain(r.ci_reason) for r in view.rows if r.ci_reason and r.lo is None and r.hi is None)
+    return said.most_common()
+
+
+def _protocol(view: View, dataset: str) -> list[tuple[str, str]]:
+    protocol = dict(view.entry("protocol"))
+    protocol.pop("deviations", None)
+    out: list[tuple[str, str]] = []
+    out += [(f"Attacker: {plain(a)}", view.knows(a)) for a in view.attackers]
+    out += [("Comparison", plain(c)) for c in view.comparisons or [str(protocol.get("comparison", "not stated"))]]
+    used = {r.convention for r in view.rows if r.convention}
+    out += [(f"Convention: {c.replace('_', ' ')}", CONVENTION_WORDS[c]) for c in CONVENTIONS if c in used]
+    if any(r.threshold is not None for r in view.rows):
+        out.append(
+            (
+                "Thresholds",
+                "fixed beforehand on clear impostors for each stated FMR; the FMR that they really gave stands with each figure",
+            )
+        )
+    floor = (
+        [f"rank-1 at least {percent(protocol['min_clear_rank1'], 0)}"] if _is_number(protocol.get("min_clear_rank1")) else []
+    )
+    floor += [f"EER at most {percent(protocol['max_clear_eer'], 0)}"] if _is_number(protocol.get("max_clear_eer")) else []
+    if floor:
+        out.append(
+            ("Sanity check", f"on clear images each recogniser must reach {' and '.join(floor)}, or its figures are untrusted")
+        )
+    placed = ("comparison", "min_clear_rank1", "max_clear_eer")
+    out += [(k.replace("_", " ").capitalize(), v) for k, v in flat({k: v for k, v in protocol.items() if k not in placed})]
+    return out
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _cited(view: View) -> list[dict[str, Any]]:
+    """Data, methods, recognisers and metrics with licence and citation; the members of a sweep in one line."""
+    out = []
+    data = view.entry("dataset")
+    if data:
+        out.append(_citation("Data", str(data.get("title") or data.get("name") or ""), data))
+    seen: set[tuple[str, str, str]] = set()
+    for m in view.methods:
+        mark = (str(m.info.get("name", m.group)), str(m.info.get("citation", "")), str(m.info.get("licence", "")))
+        if m.info and mark not in seen:
+            seen.add(mark)
+            out.append(_citation("Control" if m.control else "Method", m.group, m.info))
+    out += [_citation("Recogniser", str(r.get("name", "")), r) for r in view.entries("recognizers")]
+    out += [_citation("Metric", str(r.get("name", "")), r) for r in view.entries("metrics")]
+    return out
+
+
+def _citation(kind: str, name: str, info: Mapping[str, Any]) -> dict[str, Any]:
+    trained = info.get("trained_on")
+    return {
+        "kind": kind,
+        "name": plain(name),
+        "licence": plain(info.get("licence") or "") or ("" if kind == "Metric" else "not stated"),
+        "citation": plain(info.get("citation") or "") or "not stated",
+        "trained": ", ".join(plain(t) for t in trained) if isinstance(trained, list | tuple) else "",
+    }
+
+
+def _identities(view: View) -> list[tuple[str, str, str]]:
+    """(kind, name, everything that fixes it) of methods and recognisers."""
+    out = []
+    for m in view.methods:
+        skip = ("label", "slug", "counts", "citation", "licence", "family", "control", "strength", "trained_on")
+        text = "; ".join(f"{k} {v}" for k, v in flat({k: v for k, v in m.info.items() if k not in skip}) if v != "none")
+        out.append(("Method", plain(m.label), text))
+    for r in view.entries("recognizers"):
+        text = "; ".join(
+            f"{k} {v}"
+            for k, v in flat({k: v for k, v in r.items() if k not in ("name", "citation", "licence", "trained_on")})
+            if v not in ("none", "–")
+        )
+        out.append(("Recogniser", plain(r.get("name", "")), text))
+    return [o for o in out if o[2]]
+
+
+def _table(table: Table) -> dict[str, Any]:
+    """What the template needs of a table."""
+    tops, at = [], 0
+    for text, n in groups(table.columns):
+        column = table.columns[at]
+        tops.append(
+            {
+                "text": column.group,
+                "unit": column.unit,
+                "arrow": arrow(column.better),
+                "better": column.better,
+                "span": n,
+                "title": column.title,
+            }
+        )
+        at += n
+    words = dict(table.footnotes)
+    previous = None
+    lines = []
+    for line in table.lines:
+        lines.append(
+            {
+                "label": plain(line.method.label),
+                "control": line.method.control,
+                "starts": previous is not None and previous != line.method.group,
+                "marks": line.marks,
+                "why": "; ".join(words[m] for m in line.marks),
+                "cells": [
+                    {
+                        "text": c.text if c.text != "-" else "–",
+                        "ci": c.ci,
+                        "extra": c.extra,
+                        "marks": c.marks,
+                        "value": "" if c.value is None else repr(float(c.value)),
+                        "title": "; ".join(words[m] for m in c.marks),
+                        "untrusted": c.row is not None and not c.row.trusted,
+                    }
+                    for c in line.cells
+                ],
+            }
+        )
+        previous = line.method.group
+    return {
+        "title": table.title, "caption": table.caption, "tops": tops, "columns": table.columns, "lines": lines, "chance": table.chance,
+        "footnotes": table.footnotes, "notes": [n for n in table.notes if not n.startswith("DEVIATION")], "two": any(c.sub for c in table.columns),
+    }  # fmt: skip
+
+
+def _downloads(folder: Path, files: Sequence[Path]) -> list[tuple[str, str, str]]:
+    """(relative link, name, size) of what was written and of the run's own files."""
+    own = [
+        folder / n
+        for n in ("run.json", "rows.parquet", "rows.json", "curves.parquet", "images.parquet", "manifest.csv", "suite.json")
+    ]
+    out = []
+    for path in [*files, *own]:
+        if path.is_file():
+            relative = path.relative_to(folder).as_posix()
+            size = path.stat().st_size
+            out.append((quote(relative), relative, f"{size / 1024:.0f} KB" if size >= 1024 else f"{size} B"))
+    return out
+
+
+def page(view: View, figures: Sequence[Saved], files: Sequence[Path], drawn: bool = True) -> str:
+    """The whole page.  figures: as :func:`deidbench.report.figures.draw_all` returned them; files: for the downloads."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("deidbench.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    data, suite, machine, git = view.entry("dataset"), view.entry("suite"), dict(view.entry("environment")), {}
+    if isinstance(machine.get("git"), Mapping):
+        git = dict(machine.pop("git"))
+    packages = machine.pop("packages", {})
+    timings = view.entry("timings")
+    script = Markup(_SCRIPT)
+    digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+    parts = []
+    for dataset in view.datasets:
+        parts.append(
+            {
+                "dataset": plain(dataset),
+                "headlines": headlines(view, dataset),
+                "warnings": [w for w in warnings(view, dataset) if not w.startswith("Deviation")],
+                "main": _table(main_table(view, dataset)),
+                "details": [_table(t) for t in detail_tables(view, dataset)],
+                "sentences": [sentence(view, dataset, m) for m in view.methods],
+            }
+        )
+    title = plain(suite.get("title") or suite.get("name") or "Face anonymisation benchmark")
+    record = {k: v for k, v in view.record.items() if k not in _PLACED}
+    finished = plain(view.record.get("finished", ""))
+    version = plain(view.record.get("deidbench", ""))
+    commit = plain(git.get("commit", ""))
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        dataset_title=plain(data.get("title") or data.get("name") or view.datasets[0]),
+        n_images=data.get("n_images"),
+        n_persons=data.get("n_persons"),
+        protocol_name=plain(view.entry("protocol").get("name", "")),
+        suite_name=plain(suite.get("name", "")),
+        n_methods=sum(not m.control for m in view.methods),
+        n_controls=sum(m.control for m in view.methods),
+        recognizers=[plain(r) for r in view.recognizers],
+        finished=finished,
+        version=version,
+        commit=commit,
+        dirty=git.get("dirty"),
+        deviations=view.deviations,
+        parts=parts,
+        several=len(parts) > 1,
+        pictures=[_picture(s) for s in figures if not s.why],
+        absent=[s for s in figures if s.why],
+        drawn=drawn,
+        failures=_failures(view),
+        statuses=[_STATUS_WORDS[s] for s in _STATUSES],
+        protocol=_protocol(view, view.datasets[0]),
+        intervals=_interval_methods(view),
+        no_intervals=_missing_intervals(view),
+        data=[(k, v) for k, v in flat({k: v for k, v in data.items() if k not in ("citation", "licence")})],
+        suite=flat(suite),
+        machine=flat(machine) if machine else [],
+        packages=[(k, v) for k, v in flat(packages)] if packages else [],
+        timings=[(plain(k), _seconds(float(v))) for k, v in timings.items() if _is_number(v)],
+        worker_timings=[
+            (plain(k), _seconds(float(v)))
+            for key, t in timings.items()
+            if isinstance(t, Mapping)
+            for k, v in t.items()
+            if _is_number(v)
+        ],
+        record=flat(record) if record else [],
+        identities=_identities(view),
+        cited=_cited(view),
+        cite=_how_to_cite(view, version, commit, bool(git.get("dirty"))),
+        downloads=_downloads(view.run.folder, files),
+        script=script,
+        script_hash=f"sha256-{digest}",
+    )
+
+
+def _how_to_cite(view: View, version: str, commit: str, dirty: bool) -> str:
+    protocol = view.entry("protocol")
+    parts = [f"deidbench{' ' + version if version else ''}", f"protocol {plain(protocol.get('name', 'not stated'))}"]
+    if view.deviations:
+        parts[-1] += " with deviations"
+    if protocol.get("seed") is not None:
+        parts.append(f"seed {protocol['seed']}")
+    digest = str(view.entry("dataset").get("manifest_sha256", ""))
+    if digest:
+        parts.append(f"data manifest {digest[:12]}")
+    if commit:
+        parts.append(f"commit {commit[:12]}{' with local changes' if dirty else ''}")
+    return ", ".join(parts)

@@ -1,0 +1,491 @@
+"""A run as the writers see it: typed rows, methods in suite order, names for people, numbers as text.
+
+Everything that tables, figures and the page have in common is decided here once: which column stands where, how many
+digits a rate gets, how an interval, a missing value or an untrusted figure is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import secrets
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deidbench.errors import EnvironmentFault
+from deidbench.records import CONVENTIONS, Row, Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WORST = "reid.worst_rank1"
+RANK1 = "reid.rank1"
+SSIM = "quality.ssim_face"
+
+#: Short headings for columns; :func:`heading` falls back to the registered title, then to the bare name.
+HEADINGS: Mapping[str, str] = {
+    WORST: "Worst-case rank-1",
+    RANK1: "Rank-1",
+    "reid.rank5": "Rank-5",
+    "reid.rank10": "Rank-10",
+    "reid.eer": "EER",
+    "reid.auc": "AUC",
+    "reid.fta": "FTA",
+    "reid.withheld": "Withheld",
+    SSIM: "SSIM, face",
+    "quality.ssim_frame": "SSIM, frame",
+    "quality.psnr_face": "PSNR, face",
+    "quality.psnr_frame": "PSNR, frame",
+    "throughput.faces_per_s": "Speed",
+    "throughput.latency_p50": "Latency, median",
+    "throughput.latency_p90": "Latency, p90",
+    "throughput.latency_p99": "Latency, p99",
+}
+
+#: What each attacker of the protocol knows, in words.
+ATTACKERS: Mapping[str, str] = {
+    "ignorant": "does not know that images were anonymised: compares anonymised probes with a gallery of clear images, "
+    "using a stock recogniser",
+    "lazy-informed": "knows the method and anonymises the gallery as well (with independent randomness); stock recogniser",
+    "semi-informed": "knows the method, anonymises the gallery, retrains the recogniser on anonymised images of other persons",
+    "reverser": "undoes the method with a de-anonymiser trained on pairs of other persons, then compares with clear images",
+}
+
+CONVENTION_WORDS: Mapping[str, str] = {
+    "headline": "the attacker falls back to a fixed crop where no face is found in the output",
+    "without_fta": "images in which no face is found are left out (an optimistic view)",
+    "fta_as_miss": "images in which no face is found count as not re-identified (an optimistic view)",
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------- text
+def plain(text: object) -> str:
+    """``text`` on one line, without control characters and without characters that reorder what follows.
+
+    Names come from suites and plug-ins; an escape sequence in one must not reach a terminal.
+    """
+    out = []
+    for char in str(text):
+        kind = unicodedata.category(char)
+        if char.isspace():
+            out.append(" " if char != "\u00a0" else char)
+        elif kind in ("Cc", "Cs") or char in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f":
+            out.append("\ufffd")
+        else:
+            out.append(char)
+    return re.sub(" +", " ", "".join(out)).strip()
+
+
+def shorten(text: object, length: int) -> str:
+    """``text`` with its middle left out when it is longer than ``length`` (both ends tell names apart)."""
+    s = plain(text)
+    if len(s) <= length:
+        return s
+    tail = max(length // 3, 1)
+    return f"{s[: max(length - tail - 1, 1)]}…{s[-tail:]}"
+
+
+def listing(names: Sequence[str], limit: int = 6) -> str:
+    """``a, b and c``; more than ``limit`` are counted: ``a, b and 7 more``."""
+    names = list(names)
+    if len(names) > limit:
+        names = [*names[: limit - 1], f"{len(names) - limit + 1} more"]
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def counted(n: int, noun: str, plural: str = "") -> str:
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}".replace(",", "\u202f" if n >= 10_000 else "")
+
+
+def percent(value: float, digits: int = 1) -> str:
+    return f"{100 * value:.{digits}f}\u00a0%"
+
+
+def slug(text: str) -> str:
+    """A file name part: lower case ASCII letters, digits and dashes."""
+    ascii_ = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "-", ascii_.lower()).strip("-") or "data"
+
+
+# ------------------------------------------------------------------------------------------------------------- numbers
+def number(value: float, unit: str) -> str:
+    """``value`` with the digits its unit deserves; rates (0..1) in percent, without the sign (the heading has it)."""
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "−∞" if value < 0 else "–"
+    if unit == "rate":
+        text = f"{100 * value:.1f}"
+    elif unit in ("images", "persons", "count", "1") and float(value).is_integer():
+        text = f"{value:.0f}"
+    elif unit.lower() == "db":
+        text = f"{value:.1f}"
+    elif unit in ("", "ssim", "index", "score", "correlation") and abs(value) <= 10:
+        text = f"{value:.3f}"
+    elif value == 0:
+        text = "0"
+    else:
+        size = math.floor(math.log10(abs(value)))
+        text = f"{value:.{min(max(2 - size, 0), 4)}f}" if -4 <= size <= 7 else f"{value:.2e}"
+    if text.startswith("-"):
+        text = text[1:] if not text.strip("-0.") else f"−{text[1:]}"
+    return text
+
+
+def unit_sign(unit: str) -> str:
+    """What stands behind a heading: ``%`` for rates."""
+    return {"rate": "%", "db": "dB", "ssim": "", "index": "", "1": "", "score": ""}.get(unit.lower(), unit)
+
+
+def bound(row: Row) -> str:
+    """``upper`` or ``lower`` where the interval is one-sided (nothing, or nothing else, was seen), else empty."""
+    if row.lo is None and row.hi is None:
+        return ""
+    if row.lo is None or ("one-sided" in row.ci_method and row.value is not None and row.value == row.lo):
+        return "upper"
+    if row.hi is None or ("one-sided" in row.ci_method and row.value is not None and row.value == row.hi):
+        return "lower"
+    return ""
+
+
+def interval(row: Row) -> str:
+    """``[5.1, 12.3]``, ``[≤ 7.2]`` for a one-sided bound, empty where there is none."""
+    if row.lo is None and row.hi is None:
+        return ""
+    side = bound(row)
+    if side == "upper":
+        return f"[≤ {number(row.hi if row.hi is not None else math.nan, row.unit)}]"
+    if side == "lower":
+        return f"[≥ {number(row.lo if row.lo is not None else math.nan, row.unit)}]"
+    assert row.lo is not None
+    assert row.hi is not None
+    return f"[{number(row.lo, row.unit)}, {number(row.hi, row.unit)}]"
+
+
+def attained(row: Row) -> list[tuple[str, str]]:
+    """(attacker, recogniser) pairs that reached a worst case, as its note says; else what the row itself names."""
+    said = re.search(r"attained by ([^;]+)", row.note)
+    pairs = [tuple(part.split(" with ", 1)) for part in said[1].strip().split(" and ")] if said else []
+    if pairs and all(len(p) == 2 for p in pairs):
+        return [(p[0], p[1]) for p in pairs]
+    return [(row.attacker, row.recognizer)]
+
+
+def level(row: Row) -> str:
+    return f"{100 * row.ci_level:g}\u00a0%" if row.ci_level else ""
+
+
+def arrow(higher_is_better: bool | None) -> str:
+    return {True: "↑", False: "↓", None: ""}[higher_is_better]
+
+
+# ------------------------------------------------------------------------------------------------------------ the view
+@dataclass(frozen=True)
+class Method:
+    """One configured method of the suite.  ``info`` is its entry in the run record, whole."""
+
+    label: str
+    slug: str = ""
+    family: str = ""
+    strength: float | None = None
+    control: bool = False
+    counts: Mapping[str, int] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def group(self) -> str:
+        """Methods with the same group form a sweep."""
+        return self.family or self.label
+
+    @property
+    def released(self) -> int:
+        return int(self.counts.get("ok", 0)) + int(self.counts.get("passthrough", 0))
+
+    @property
+    def images(self) -> int:
+        """Images that the method was given."""
+        return int(self.counts.get("images", 0)) or sum(int(v) for k, v in self.counts.items() if k not in ("fta", "images"))
+
+    @property
+    def setting(self) -> str:
+        """The swept value as text, where the method belongs to a sweep."""
+        if self.strength is not None:
+            return f"{self.strength:g}"
+        return self.label.removeprefix(f"{self.family} ") if self.family and self.label != self.family else ""
+
+
+@dataclass(frozen=True, order=True)
+class Key:
+    """What tells the rows of one method apart."""
+
+    metric: str
+    attacker: str = ""
+    recognizer: str = ""
+    convention: str = ""
+    comparison: str = ""
+
+
+def key(row: Row) -> Key:
+    return Key(row.metric, row.attacker, row.recognizer, row.convention, row.comparison)
+
+
+def _typed(table: pd.DataFrame) -> list[Row]:
+    """Rows out of a frame; columns that are missing take the default, columns that we do not know are left aside."""
+    names = [f for f in fields(Row) if f.name in table.columns]
+    bare = table[[f.name for f in names]].astype(object)
+    bare = bare.where(bare.notna(), None)
+    empty: dict[str, Any] = {
+        f.name: ""
+        if f.default is MISSING and f.name in ("dataset", "method", "metric", "unit")
+        else None
+        if f.default is MISSING
+        else f.default
+        for f in fields(Row)
+    }
+    cast: dict[str, type] = {f.name: t for f in fields(Row) for t in (str, int, bool) if f.type == t.__name__}
+    rows = []
+    for values in bare.to_dict("records"):
+        entry = dict(empty)
+        for name, value in values.items():
+            if value is None:
+                continue
+            if name in cast:
+                entry[str(name)] = cast[str(name)](value)
+            elif name == "higher_is_better":
+                entry["higher_is_better"] = bool(value)
+            else:
+                entry[str(name)] = float(value)
+        rows.append(Row(**entry))
+    return rows
+
+
+class View:
+    """A run with its rows typed and indexed."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.record = run.record
+        self.rows = _typed(run.rows)
+
+    def entry(self, name: str) -> Mapping[str, Any]:
+        """A table of the run record, empty where it is missing."""
+        value = self.record.get(name)
+        return value if isinstance(value, Mapping) else {}
+
+    def entries(self, name: str) -> list[Mapping[str, Any]]:
+        """A list of tables of the run record."""
+        value = self.record.get(name)
+        return (
+            [v for v in value if isinstance(v, Mapping)] if isinstance(value, Sequence) and not isinstance(value, str) else []
+        )
+
+    @cached_property
+    def datasets(self) -> list[str]:
+        """Names of the data sets in the rows, in order of appearance (the record's own where there are no rows)."""
+        found = list(dict.fromkeys(r.dataset for r in self.rows))
+        return found or [str(self.entry("dataset").get("name", ""))]
+
+    @cached_property
+    def methods(self) -> list[Method]:
+        """Methods in suite order, the members of a sweep moved up to its first one.
+
+        Methods that only the rows know come last.
+        """
+        found: dict[str, Method] = {}
+        for info in self.entries("methods"):
+            label = str(info.get("label") or info.get("name") or "")
+            strength = info.get("strength")
+            counts = info.get("counts")
+            found[label] = Method(
+                label=label,
+                slug=str(info.get("slug") or ""),
+                family=str(info.get("family") or ""),
+                strength=float(strength) if isinstance(strength, int | float) and not isinstance(strength, bool) else None,
+                control=bool(info.get("control", False)),
+                counts={str(k): int(v) for k, v in counts.items() if v is not None} if isinstance(counts, Mapping) else {},
+                info=info,
+            )
+        for row in self.rows:
+            found.setdefault(row.method, Method(label=row.method))
+        groups: dict[str, list[Method]] = {}
+        for method in found.values():
+            groups.setdefault(method.group, []).append(method)
+        return [m for group in groups.values() for m in group]
+
+    @cached_property
+    def sweeps(self) -> dict[str, list[Method]]:
+        """Family -> its methods with a strength, weakest number first; families of one are no sweep."""
+        found: dict[str, list[Method]] = {}
+        for m in self.methods:
+            if m.family and m.strength is not None and not m.control:
+                found.setdefault(m.family, []).append(m)
+        return {k: sorted(v, key=lambda m: m.strength or 0.0) for k, v in found.items() if len(v) > 1}
+
+    @cached_property
+    def recognizers(self) -> list[str]:
+        listed = [str(r.get("name", "")) for r in self.entries("recognizers")]
+        return list(dict.fromkeys([*listed, *(r.recognizer for r in self.rows if r.recognizer and r.metric != WORST)]))
+
+    @cached_property
+    def attackers(self) -> list[str]:
+        used = list(dict.fromkeys(r.attacker for r in self.rows if r.attacker and r.metric != WORST))
+        return sorted(used, key=lambda a: list(ATTACKERS).index(a) if a in ATTACKERS else len(ATTACKERS))
+
+    @cached_property
+    def comparisons(self) -> list[str]:
+        return list(dict.fromkeys(r.comparison for r in self.rows if r.comparison))
+
+    @cached_property
+    def _index(self) -> dict[tuple[str, str], dict[Key, Row]]:
+        index: dict[tuple[str, str], dict[Key, Row]] = {}
+        for row in self.rows:
+            index.setdefault((row.dataset, row.method), {}).setdefault(key(row), row)
+        return index
+
+    def of(self, dataset: str, method: str) -> Mapping[Key, Row]:
+        return self._index.get((dataset, method), {})
+
+    def keys(self, dataset: str) -> list[Key]:
+        """All keys of a data set: by metric in order of appearance, then attacker, recogniser, convention."""
+        seen = dict.fromkeys(key(r) for r in self.rows if r.dataset == dataset)
+        order = {metric: i for i, metric in enumerate(dict.fromkeys(k.metric for k in seen))}
+
+        def place(names: Iterable[str], name: str) -> int:
+            listed = list(names)
+            return listed.index(name) if name in listed else len(listed)
+
+        return sorted(
+            seen,
+            key=lambda k: (
+                order[k.metric], place(CONVENTIONS, k.convention), place(self.comparisons, k.comparison),
+                place(self.attackers, k.attacker), place(self.recognizers, k.recognizer),
+            ),
+        )  # fmt: skip
+
+    def headline(self, dataset: str, method: str, metric: str) -> Row | None:
+        """The row of ``metric`` that stands for the method: the headline convention.
+
+        Where there is one per attacker or recogniser, the one that is worst for the person in the picture.
+        """
+        rows = [r for k, r in self.of(dataset, method).items() if k.metric == metric and k.convention in ("", "headline")]
+        if not rows:
+            return None
+        known = [r for r in rows if r.value is not None]
+        if not known:
+            return rows[0]
+        if known[0].higher_is_better is None:
+            return known[0]
+        return (min if known[0].higher_is_better else max)(known, key=lambda r: r.value if r.value is not None else 0.0)
+
+    def sizes(self, dataset: str, method: Method) -> tuple[int, int, int]:
+        """Images, persons and images not released of a method: from its headline rows, else from the record's counts."""
+        for metric in (WORST, RANK1, "reid.eer", "reid.withheld"):
+            row = self.headline(dataset, method.label, metric)
+            if row is not None and (row.n_images or row.n_failed):
+                return row.n_images, row.n_persons, row.n_failed
+        rows = list(self.of(dataset, method.label).values())
+        images = max((r.n_images for r in rows), default=0)
+        persons = max((r.n_persons for r in rows), default=0)
+        missing = sum(int(method.counts.get(k, 0)) for k in ("no_face", "no_landmarks", "failed"))
+        return images or method.released, persons, max((r.n_failed for r in rows), default=0) or missing
+
+    def chance(self, dataset: str, metric: str) -> tuple[float, float] | None:
+        """Lowest and highest chance level of ``metric`` over methods, None where no row states one."""
+        levels = [r.chance for r in self.rows if r.dataset == dataset and r.metric == metric and r.chance is not None]
+        return (min(levels), max(levels)) if levels else None
+
+    def control(self, name: str) -> Method | None:
+        for m in self.methods:
+            if m.control and str(m.info.get("name", m.label)) == name:
+                return m
+        return None
+
+    @cached_property
+    def deviations(self) -> list[str]:
+        value = self.entry("protocol").get("deviations")
+        if isinstance(value, str):
+            return [value] if value else []
+        return [plain(v) for v in value] if isinstance(value, Sequence) else []
+
+    @cached_property
+    def _titles(self) -> dict[str, str]:
+        """Long titles of registered quantities.  A plug-in that cannot be imported leaves the bare names."""
+        from deidbench import kinds
+        from deidbench.errors import MissingError
+
+        titles = {}
+        for name in kinds.metrics.names():
+            try:
+                metric = kinds.metrics.get(name)
+            except MissingError:
+                continue
+            titles.update({q.name: q.title for q in metric.quantities})
+        return titles
+
+    def knows(self, attacker: str) -> str:
+        """What an attacker has and knows: its own sentence where it is registered here, else the protocol's."""
+        from deidbench import kinds
+        from deidbench.errors import DeidbenchError
+
+        try:
+            said = kinds.attackers.get(attacker).knows
+        except DeidbenchError:  # a run made elsewhere, with a plug-in that is absent here
+            said = ""
+        return said or ATTACKERS.get(attacker, "not described (its plug-in is not installed here)")
+
+    def title(self, metric: str) -> str:
+        """The long title of a quantity, "" where nobody registered one."""
+        return self._titles.get(metric, "")
+
+    def heading(self, metric: str) -> str:
+        """The short title of a quantity for a column."""
+        if metric in HEADINGS:
+            return HEADINGS[metric]
+        fixed = re.fullmatch(r"reid\.(tmr|fnmr|fmr)@fmr=([0-9.e-]+)", metric)
+        if fixed and fixed[1] == "fmr":
+            return f"Realised FMR, set for {100 * float(fixed[2]):g}\u00a0%"
+        if fixed:
+            return f"{fixed[1].upper()} at FMR {100 * float(fixed[2]):g}\u00a0%"
+        return self.title(metric) or metric
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points that no other one beats, where x is better lower and y better higher.
+
+    Points that tie on both count all; sorted by x, then y.
+    """
+    order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
+    front: list[int] = []
+    best = -math.inf
+    for i in order:
+        x, y = points[i]
+        if y > best or (front and points[front[-1]] == (x, y)):
+            front.append(i)
+            best = max(best, y)
+    return front
+
+
+def write_atomically(path: Path, data: bytes | str) -> Path:
+    """Writes the whole file or nothing: a temporary file beside it, synced, renamed."""
+    raw = data.encode("utf-8") if isinstance(data, str) else data
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            temporary.unlink(missing_ok=True)
+        raise EnvironmentFault(
+            f"{path} cannot be written: {error}", "make room or permit writing, then: deidbench report RUN"
+        ) from error
+    return path

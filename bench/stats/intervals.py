@@ -1,0 +1,228 @@
+"""Confidence intervals that respect that images of one person are dependent.
+
+Everything here resamples *persons*.  Draws depend on nothing but the seed and the set of persons, so two methods that
+are scored on the same persons get the same draws and their differences are paired, in whatever order they are scored.
+
+Sources: Field & Welsh 2007 (cluster bootstrap); Hesterberg 2015, "What teachers should know about the bootstrap"
+(expanded percentile interval); Owen & Eckles 2012 and Fogliato et al. 2024, arXiv 2306.01198 (double-or-nothing
+identity bootstrap); Hanley & Lippman-Hand 1983 (zero events).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+#: Replicates in which a figure cannot be computed (an empty denominator) are left out; above this share, no interval.
+MAX_EMPTY = 0.05
+#: Draws up to this many bytes are kept for the next caller.
+_CACHED_BYTES = 1 << 26
+#: Rows drawn at once.  Part of the stream's definition: another value gives other draws.
+_CHUNK = 256
+
+
+class Interval(NamedTuple):
+    """A confidence interval.  ``lo`` and ``hi`` are None where it cannot be computed, and ``reason`` says why."""
+
+    lo: float | None
+    hi: float | None
+    level: float
+    method: str
+    reason: str = ""
+
+    @classmethod
+    def none(cls, level: float, reason: str) -> Interval:
+        """No interval, because of ``reason``."""
+        return cls(None, None, level, "", reason)
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"a confidence level lies between 0 and 1, not {level!r}")
+
+
+def _generator(persons: Sequence[str], seed: int, purpose: str) -> np.random.Generator:
+    listed = list(persons)
+    if listed != sorted(set(listed)):
+        raise ValueError("persons must be sorted and unique: they are the columns of the draws")
+    digest = hashlib.sha256("\0".join([purpose, *listed]).encode()).digest()
+    return np.random.default_rng([seed & 0xFFFFFFFFFFFFFFFF, int.from_bytes(digest[:16], "big")])
+
+
+def _multinomial(persons: tuple[str, ...], replicates: int, seed: int) -> npt.NDArray[np.uint8]:
+    rng = _generator(persons, seed, "multinomial")
+    p = len(persons)
+    # With p < 256 a count cannot exceed 255; with more persons (mean 1 each) it will not in the age of the universe.
+    out = np.empty((replicates, p), np.uint8)
+    for start in range(0, replicates, _CHUNK):
+        picked = rng.integers(0, p, size=(_CHUNK, p), dtype=np.uint32)  # whole chunks: fewer replicates are a prefix of more
+        for row, who in zip(out[start : start + _CHUNK], picked, strict=False):  # row by row: the counts stay in the cache
+            row[:] = np.bincount(who, minlength=p)
+    out.flags.writeable = False
+    return out
+
+
+def _double_or_nothing(persons: tuple[str, ...], replicates: int, seed: int) -> npt.NDArray[np.uint8]:
+    rng = _generator(persons, seed, "double-or-nothing")
+    out = np.empty((replicates, len(persons)), np.uint8)
+    for start in range(0, replicates, _CHUNK):
+        out[start : start + _CHUNK] = 2 * rng.integers(0, 2, size=(_CHUNK, len(persons)), dtype=np.int64)[: replicates - start]
+    out.flags.writeable = False
+    return out
+
+
+_multinomial_kept = lru_cache(maxsize=4)(_multinomial)
+_double_or_nothing_kept = lru_cache(maxsize=2)(_double_or_nothing)
+
+
+def person_draws(persons: Sequence[str], replicates: int, seed: int) -> npt.NDArray[np.uint8]:
+    """How often each person is drawn in each bootstrap replicate.
+
+    persons: sorted, unique.  Returns read-only uint8 (replicates, len(persons)); every row sums to len(persons).
+    The first rows are the same whatever ``replicates``.  Raises ValueError for unsorted or repeated persons.
+    """
+    make = _multinomial_kept if replicates * len(persons) <= _CACHED_BYTES else _multinomial
+    return make(tuple(persons), replicates, seed)
+
+
+def double_or_nothing_draws(persons: Sequence[str], replicates: int, seed: int) -> npt.NDArray[np.uint8]:
+    """Weights 0 or 2 with probability one half per person: read-only uint8 (replicates, len(persons))."""
+    make = _double_or_nothing_kept if replicates * len(persons) <= _CACHED_BYTES else _double_or_nothing
+    return make(tuple(persons), replicates, seed)
+
+
+def zero_events_bound(persons: int, level: float) -> float:
+    """Upper bound for a rate of which no event was seen in ``persons`` independent persons.
+
+    The p at which seeing none still has probability 1 - level: ``1 - (1 - level)**(1 / persons)``, about 3 / persons
+    at 95 % (the rule of three; one-sided).
+    """
+    _check_level(level)
+    if persons < 1:
+        raise ValueError("no persons")
+    return float(-np.expm1(np.log(1 - level) / persons))
+
+
+def zero_events(persons: int, level: float) -> Interval:
+    """[0, bound] where no event was seen."""
+    return Interval(0.0, zero_events_bound(persons, level), level, f"no event seen: one-sided bound over {persons} persons")
+
+
+def all_events(persons: int, level: float) -> Interval:
+    """[bound, 1] where nothing but events was seen."""
+    return Interval(
+        1 - zero_events_bound(persons, level), 1.0, level, f"all events seen: one-sided bound over {persons} persons"
+    )
+
+
+def expanded_tail(level: float, persons: int) -> float:
+    """Tail probability of the expanded percentile interval (Hesterberg 2015, section 4.2).
+
+    A percentile interval is too narrow with few units: it has normal instead of t quantiles, and a variance with n
+    instead of n - 1.  Reading the bootstrap distribution at Phi(-sqrt(n / (n - 1)) t_{n-1}) mends both to first order.
+    """
+    from scipy.special import ndtr, stdtrit
+
+    _check_level(level)
+    t = stdtrit(persons - 1, (1 + level) / 2)
+    return float(ndtr(-np.sqrt(persons / (persons - 1)) * t))
+
+
+def percentile_interval(replicates: npt.ArrayLike, level: float, persons: int, method: str, *, expand: bool = True) -> Interval:
+    """Interval from bootstrap replicates of one figure.
+
+    replicates: (B,), NaN where the figure could not be computed in a replicate.  persons: that carry information.
+    expand: read at the expanded tails (:func:`expanded_tail`).  No interval with fewer than two persons, with more than
+    5 % NaN, or when all replicates agree.
+    """
+    _check_level(level)
+    values = np.asarray(replicates, np.float64)
+    if persons < 2:
+        return Interval.none(
+            level, f"{'one person' if persons == 1 else 'no person'}: nothing is known about the spread between persons"
+        )
+    good = values[~np.isnan(values)]
+    empty = len(values) - len(good)
+    if len(good) == 0 or empty > MAX_EMPTY * len(values):
+        return Interval.none(level, f"too few persons: {empty} of {len(values)} bootstrap replicates have an empty denominator")
+    if np.ptp(good) <= 1e-12 * max(1.0, float(np.abs(good).max())):
+        return Interval.none(level, "no variance between persons")
+    tail = expanded_tail(level, persons) if expand else (1 - level) / 2
+    lo, hi = np.quantile(good, [tail, 1 - tail])
+    said = f"{method}, {len(values)} replicates"
+    if empty:
+        said += f" ({empty} empty ones left out)"
+    return Interval(float(lo), float(hi), level, said)
+
+
+def ratio_replicates(
+    numerator: npt.ArrayLike, denominator: npt.ArrayLike, draws: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.float64]:
+    """Bootstrap replicates of ``sum(numerator) / sum(denominator)`` over persons: a weight-matrix product.
+
+    numerator: (P,) or (P, k) per-person sums.  denominator: (P,).  draws: (B, P).
+    Returns float64 (B,) or (B, k), NaN where a replicate has no denominator.
+    """
+    num = np.asarray(numerator, np.float64)
+    den = np.asarray(denominator, np.float64)
+    if den.shape != (draws.shape[1],) or num.shape[:1] != den.shape:
+        raise ValueError(f"per-person sums of shape {num.shape} and {den.shape} do not fit draws over {draws.shape[1]} persons")
+    columns = np.column_stack([num.reshape(len(den), -1), den])
+    out = np.empty((len(draws), columns.shape[1]))
+    step = max(1, (1 << 22) // max(1, draws.shape[1]))  # 32 MB of float64 weights at a time
+    for start in range(0, len(draws), step):
+        out[start : start + step] = draws[start : start + step].astype(np.float64) @ columns
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = np.where(out[:, -1:] > 0, out[:, :-1] / out[:, -1:], np.nan)
+    return ratio.reshape(len(draws), *num.shape[1:])
+
+
+def rate_interval(
+    numerator: npt.ArrayLike,
+    denominator: npt.ArrayLike,
+    draws: npt.NDArray[np.uint8],
+    level: float = 0.95,
+    *,
+    what: str = "person bootstrap",
+) -> Interval:
+    """Interval of a rate: events over trials, both summed per person.
+
+    numerator: (P,) expected or counted events, 0 <= numerator <= denominator.  denominator: (P,) trials; a person
+    without any carries no information.  draws: from :func:`person_draws`.
+    No events, or nothing but events: a one-sided bound over persons, as the bootstrap would say 0 +- 0.
+    """
+    num, den = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
+    if np.any(num < 0) or np.any(num > den * (1 + 1e-9)):
+        raise ValueError("a rate has events between 0 and its trials; is this a percentage?")
+    persons = int(np.count_nonzero(den > 0))
+    if persons >= 2 and not num.any():
+        return zero_events(persons, level)
+    if persons >= 2 and np.array_equal(num, den):
+        return all_events(persons, level)
+    return percentile_interval(ratio_replicates(num, den, draws), level, persons, what)
+
+
+def mean_interval(
+    sums: npt.ArrayLike,
+    counts: npt.ArrayLike,
+    draws: npt.NDArray[np.uint8],
+    level: float = 0.95,
+    *,
+    what: str = "person bootstrap",
+) -> Interval:
+    """Interval of a mean over images: per-person sums (P,) over per-person counts (P,).  Any real values."""
+    persons = int(np.count_nonzero(np.asarray(counts) > 0))
+    return percentile_interval(ratio_replicates(sums, counts, draws), level, persons, what)
+
+
+def per_person(person: npt.NDArray[np.intp], values: npt.ArrayLike, persons: int) -> npt.NDArray[np.float64]:
+    """Sums of ``values`` (n,) or (n, k) per person: float64 (persons,) or (persons, k).  person: (n,) in [0, persons)."""
+    x: npt.NDArray[Any] = np.asarray(values, np.float64)
+    if x.ndim == 1:
+        return np.bincount(person, weights=x, minlength=persons).astype(np.float64)
+    return np.column_stack([np.bincount(person, weights=column, minlength=persons) for column in x.T]).astype(np.float64)

@@ -1,0 +1,135 @@
+"""The pair bootstrap against resamples written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from deidbench.stats import intervals, pairs, roc
+
+
+def make(persons, images, seed, levels=None):
+    """Scores of all ordered pairs of different images: higher within a person; ``levels`` makes ties."""
+    rng = np.random.default_rng(seed)
+    who = np.repeat(np.arange(persons), images)
+    a, b = np.nonzero(~np.eye(len(who), dtype=bool))
+    same = who[a] == who[b]
+    s = rng.normal(0, 1, len(a)) + 1.5 * same + 0.5 * rng.normal(size=persons)[who[a]]
+    if levels:
+        s = np.round(s * levels) / levels
+    s = s.astype(np.float32)
+    return pairs.Pairs(s[same], who[a][same], s[~same], who[a][~same], who[b][~same])
+
+
+def written_out(p, weights):
+    """Genuine scores repeated w_i times, impostor scores w_i * w_j times."""
+    return (
+        np.repeat(p.genuine, weights[p.genuine_person].astype(int)),
+        np.repeat(p.impostor, weights[p.impostor_a].astype(int) * weights[p.impostor_b].astype(int)),
+    )
+
+
+def names(n):
+    return [f"{i:04d}" for i in range(n)]
+
+
+@pytest.mark.parametrize(
+    ("persons", "images", "levels"), [(6, 4, None), (6, 4, 2), (3, 2, 1), (12, 5, 8), (25, 3, None), (40, 4, 50)]
+)
+def test_eer_and_auc_equal_the_resample_written_out(persons, images, levels):
+    p = make(persons, images, persons, levels)
+    draws = intervals.person_draws(names(persons), 60, 0)
+    eer, auc = pairs.bootstrap_eer(p, draws), pairs.bootstrap_auc(p, draws)
+    for b, row in enumerate(draws.astype(float)):
+        genuine, impostor = written_out(p, row)
+        if not len(impostor):
+            assert np.isnan(eer[b])
+            assert np.isnan(auc[b])
+        else:
+            assert eer[b] == pytest.approx(roc.eer(genuine, impostor).value, abs=1e-12)
+            assert auc[b] == pytest.approx(roc.auc(genuine, impostor), abs=1e-12)
+
+
+def test_extremes_and_infinities():
+    p = make(8, 3, 1)
+    p.genuine[:7] = -np.inf  # comparisons that could not be made
+    p.impostor[::3] = -np.inf
+    p.genuine[-3:] = 1.0
+    draws = intervals.person_draws(names(8), 40, 0)
+    eer, auc = pairs.bootstrap_eer(p, draws), pairs.bootstrap_auc(p, draws)
+    for b, row in enumerate(draws.astype(float)):
+        g, i = written_out(p, row)
+        assert eer[b] == pytest.approx(roc.eer(g, i).value, abs=1e-12)
+        assert auc[b] == pytest.approx(roc.auc(g, i), abs=1e-12)
+
+
+@pytest.mark.parametrize("value", [-np.inf, -1.0, 0.0, 1.0])
+def test_constant_scores_are_at_chance_in_every_replicate(value):
+    p = make(8, 3, 1)
+    p.genuine[:] = value
+    p.impostor[:] = value
+    draws = intervals.person_draws(names(8), 200, 0)
+    assert set(pairs.bootstrap_eer(p, draws)) == {0.5}
+    assert set(pairs.bootstrap_auc(p, draws)) == {0.5}
+
+
+def test_separated_scores():
+    p = make(8, 3, 1)
+    p.genuine[:] = 1
+    p.impostor[:] = -1
+    draws = intervals.person_draws(names(8), 200, 0)
+    assert set(pairs.bootstrap_eer(p, draws)) == {0}
+    assert set(pairs.bootstrap_auc(p, draws)) == {1}
+
+
+def test_replicates_do_not_depend_on_the_order_of_pairs():
+    p = make(10, 4, 2, levels=4)
+    rng = np.random.default_rng(0)
+    g, i = rng.permutation(len(p.genuine)), rng.permutation(len(p.impostor))
+    q = pairs.Pairs(p.genuine[g], p.genuine_person[g], p.impostor[i], p.impostor_a[i], p.impostor_b[i])
+    draws = intervals.person_draws(names(10), 300, 0)
+    np.testing.assert_array_equal(pairs.bootstrap_eer(p, draws), pairs.bootstrap_eer(q, draws))
+    np.testing.assert_allclose(pairs.bootstrap_auc(p, draws), pairs.bootstrap_auc(q, draws), atol=1e-14)
+
+
+def test_binned_auc_is_near_the_exact_one(monkeypatch):
+    p = make(60, 5, 7)
+    draws = intervals.person_draws(names(60), 300, 0)
+    exact = pairs.bootstrap_auc(p, draws)
+    monkeypatch.setattr(pairs, "EXACT_AUC_PERSONS", 10)
+    binned = pairs.bootstrap_auc(p, draws)
+    assert not np.array_equal(exact, binned)  # else this tests nothing
+    assert np.abs(exact - binned).max() < 5e-4
+    ends = np.quantile(exact, [0.025, 0.975])
+    assert np.abs(ends - np.quantile(binned, [0.025, 0.975])).max() < 1e-4 < np.ptp(ends) / 50
+
+
+def test_pair_rate_equals_a_loop():
+    p = make(7, 3, 3)
+    accepted = p.impostor >= 0.8
+    weights = intervals.double_or_nothing_draws(names(7), 80, 0)
+    found = pairs.bootstrap_pair_rate(accepted, p.impostor_a, p.impostor_b, weights)
+    for b, row in enumerate(weights.astype(float)):
+        w = row[p.impostor_a] * row[p.impostor_b]
+        if w.sum() == 0:
+            assert np.isnan(found[b])
+        else:
+            assert found[b] == pytest.approx((w * accepted).sum() / w.sum(), abs=1e-12)
+
+
+def test_double_or_nothing_sees_the_dependence_that_a_pair_bootstrap_misses():
+    """Two 'wolves' cause all false matches: the interval must be far wider than binomial."""
+    p = make(30, 3, 3)
+    accepted = (p.impostor_a < 2) | (p.impostor_b < 2)
+    weights = intervals.double_or_nothing_draws(names(30), 3000, 0)
+    spread = np.nanstd(pairs.bootstrap_pair_rate(accepted, p.impostor_a, p.impostor_b, weights))
+    rate = accepted.mean()
+    assert spread > 10 * np.sqrt(rate * (1 - rate) / len(accepted))
+
+
+def test_empty_pairs_give_nan():
+    p = make(4, 2, 0)
+    none = pairs.Pairs(p.genuine[:0], p.genuine_person[:0], p.impostor, p.impostor_a, p.impostor_b)
+    draws = intervals.person_draws(names(4), 10, 0)
+    assert np.isnan(pairs.bootstrap_eer(none, draws)).all()
+    assert np.isnan(pairs.bootstrap_auc(none, draws)).all()
