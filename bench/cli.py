@@ -181,15 +181,31 @@ def anonymize(
     from deidbench import kinds
     from deidbench.convert import anonymize_tree
     from deidbench.faces import FaceFinder
+    from deidbench.progress import progress
 
     anonymizer = kinds.anonymizers.create(method, **dict(_parameter(p) for p in params))
     anonymizer.validate()
     summary = anonymize_tree(
-        source, target, anonymizer, finder=FaceFinder(), batch=batch, overwrite=overwrite, seed=seed, quiet=quiet
+        source,
+        target,
+        anonymizer,
+        finder=FaceFinder() if anonymizer.needs_faces else None,
+        batch=batch,
+        overwrite=overwrite,
+        seed=seed,
+        progress=None if quiet else progress,
     )
-    click.echo(str(summary))
-    if summary.incomplete:
-        sys.exit(ExitCode.PARTIAL)
+    counts = ", ".join(f"{n} {status}" for status, n in sorted(summary.counts.items()))
+    click.echo(f"{summary.total} images: {counts}; {summary.written} written, {summary.skipped} were there already")
+    for line in summary.problems[:10]:
+        click.echo(f"  {line.path}: {line.status}: {line.reason}", err=True)
+    if len(summary.problems) > 10:
+        click.echo(f"  ... and {len(summary.problems) - 10} more: {summary.status_file}", err=True)
+    for ending, n in sorted(summary.ignored.items()):
+        click.echo(f"  not images, left alone: {n} {ending or 'without ending'}", err=True)
+    for link in summary.links:
+        click.echo(f"  not followed, it is a link to a folder: {link}", err=True)
+    sys.exit(summary.exit_code)
 
 
 def _parameter(text: str) -> tuple[str, Any]:

@@ -153,7 +153,7 @@ def anonymize_tree(
     past = _read_status(folder) if folder is not None else {}
     there = {job.name for job in jobs if os.path.lexists(job.target)}
     if folder is None and there and not overwrite:
-        raise InputError(f"{target} is already there", "choose another name for the output, or overwrite it")
+        raise InputError(f"{target} is already there", "choose another name for the output, or overwrite it (--overwrite)")
     done = {} if overwrite else {job.name: _past_line(past, job) for job in jobs if job.name in there}
     _refuse_mixture(done, method, seed, target)
     todo = [job for job in jobs if job.name not in done]
@@ -442,7 +442,7 @@ def _refuse_mixture(done: Mapping[str, Line], method: str, seed: int, target: Pa
             what = "another seed" if line.method == method else line.method.rsplit(" ", 1)[0]
             raise InputError(
                 f"{target} already holds images made with {what}, {line.path} for one",
-                "choose another folder, or overwrite them",
+                "choose another folder, or overwrite them (--overwrite)",
             )
 
 

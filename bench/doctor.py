@@ -36,9 +36,9 @@ def check_imports() -> list[dict[str, str]]:
     from importlib.metadata import PackageNotFoundError, version
 
     from deidbench.faces import quiet_native_stderr
-    from deidbench.metrics.models.deepface_models import prepare_backend
 
-    prepare_backend()  # deepface asks for TensorFlow unless it is told which engine to use
+    # deepface asks for TensorFlow unless it is told which engine to use.
+    os.environ.setdefault("DEEPFACE_BACKEND_ENGINE", "pytorch")
     results = []
     for distribution, module, remedy in IMPORTS:
         problem = ""

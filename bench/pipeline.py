@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deidbench.cache import Store, key
-from deidbench.errors import DeidbenchError, ImageError
+from deidbench.errors import DeidbenchError, InputError
 from deidbench.faces import ALIGN_VERSION, FaceFinder, align, pack_faces, subject_face, unpack_faces
 from deidbench.types import Anonymized, Box, Face, FaceResult, Floats, Image, Item, Sample, Status
 
@@ -208,21 +208,10 @@ def resized(image: Image, shape: tuple[int, ...]) -> Image:
 
 
 def load_sample(sample: Sample) -> Image:
-    """The sample's pixels, checked against its SHA-256.  Raises ImageError."""
-    from deidbench.images import read_image_bytes
+    """The sample's pixels, read once and checked against its SHA-256.  Raises InputError naming the file."""
+    from deidbench.images import read_image
 
-    try:
-        data = sample.path.read_bytes()
-    except OSError as error:
-        raise ImageError(
-            f"{sample.path}: {error.strerror or error}", "put the file back, or take its line out of the manifest"
-        ) from error
-    if hashlib.sha256(data).hexdigest() != sample.sha256:
-        raise ImageError(
-            f"{sample.path}: the file is not the one of the manifest (SHA-256 differs)",
-            "restore the file, or write the manifest anew",
-        )
-    return read_image_bytes(data, str(sample.path))
+    return read_image(sample.path, sha256=sample.sha256)
 
 
 class Worker:
@@ -308,7 +297,7 @@ class _Batch:
             if self.keys[s.id].clear_faces not in known:
                 try:
                     self.clear(s)
-                except ImageError as error:
+                except InputError as error:
                     self.outcome.unreadable[s.id] = str(error)
                     continue
             good.append(s)

@@ -415,6 +415,13 @@ def test_a_lone_image_is_a_distractor_and_is_counted_in_the_note():
     assert "1 probes without another image of their person" in find(got, "rank1").note
 
 
+def test_no_images_at_all():
+    empty = table({"r": np.zeros((0, 32))}, 0, 5)
+    got = score(empty, empty)
+    assert all(row.value is None and row.reason and row.lo is None for row in got.rows)
+    assert not got.curves
+
+
 def test_other_images_are_refused():
     with pytest.raises(InputError, match="not the same images"):
         score(table({"r": faces(1, 1, 20, 4)}, 20, 4))

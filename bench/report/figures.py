@@ -270,7 +270,7 @@ class _Placer:
         """Lower left corner for a label of size w x h near (x, y); the place is taken afterwards."""
         best, found = np.inf, (x + gap, y + gap)
         dots = np.array(self.dots) if self.dots else np.zeros((0, 2))
-        for reach in (1.0, 1.7, 2.6):
+        for reach in (1.0, 1.8, 2.8, 4.0):
             g = gap * reach
             for i, (cx, cy) in enumerate(
                 (
@@ -291,7 +291,7 @@ class _Placer:
                     if dx > 0 and dy > 0:
                         cost += weight * (0.3 + dx * dy / (w * h))
                 inside = (dots[:, 0] > x0 - 1) & (dots[:, 0] < x0 + w + 1) & (dots[:, 1] > y0 - 1) & (dots[:, 1] < y0 + h + 1)
-                cost += 0.35 * int(inside.sum())
+                cost += 0.6 * int(inside.sum())
                 out = (
                     max(self.box[0] - x0, 0)
                     + max(self.box[1] - y0, 0)
@@ -387,7 +387,7 @@ def privacy_utility(view: View, dataset: str, width: float = COLUMN, y: str = SS
             mine.sort(key=lambda i: points[i][0].strength or 0.0)
             ax.plot(values[mine, 0], values[mine, 1], color=look.colour, lw=1.1, zorder=2)
         at_x, at_y = values[mine, 0], values[mine, 1]
-        bars = {"colors": look.colour, "lw": 0.7, "alpha": 0.6, "zorder": 2.2}
+        bars: dict[str, Any] = {"colors": look.colour, "lw": 0.7, "alpha": 0.6, "zorder": 2.2}
         ax.hlines(at_y, at_x - arms_x[0, mine], at_x + arms_x[1, mine], **bars)
         ax.vlines(at_x, at_y - arms_y[0, mine], at_y + arms_y[1, mine], **bars)
         for trusted in (True, False):
@@ -546,7 +546,7 @@ def _panels(view: View, lines: Mapping[str, Array]) -> list[tuple[str, list[Meth
     return [(g, ms) for g, ms in out if ms] or [("controls", [])]
 
 
-def _shades(colour: str, n: int) -> list[tuple[float, float, float]]:
+def _shades(colour: str, n: int) -> list[Any]:
     """n shades of a colour from light to dark: the order of the strengths shows without colour, too."""
     from matplotlib.colors import to_rgb
 
@@ -568,7 +568,6 @@ def _multiples(
     prepare: Callable[[Array], Array],
     dress: Callable[[Axes], None],
     square: bool,
-    step: bool,
 ) -> Figure:
     """Small multiples: a panel per sweep, the controls repeated in each for reference."""
     from matplotlib.lines import Line2D
@@ -601,16 +600,15 @@ def _multiples(
 
     def draw(ax: Axes, points: Array, colour: Any, dash: Any, lw: float, z: float, band: bool) -> None:
         p = prepare(points)
-        drawstyle = "steps-post" if step else "default"
-        ax.plot(p[:, 0], p[:, 1], color=colour, ls=dash, lw=lw, zorder=z, drawstyle=drawstyle)  # type: ignore[arg-type]
+        ax.plot(p[:, 0], p[:, 1], color=colour, ls=dash, lw=lw, zorder=z)
         if band and np.isfinite(p[:, 2:]).any():
             low, high = np.where(np.isfinite(p[:, 2]), p[:, 2], p[:, 1]), np.where(np.isfinite(p[:, 3]), p[:, 3], p[:, 1])
-            ax.fill_between(p[:, 0], low, high, color=colour, alpha=0.16, lw=0, zorder=z - 1, step="post" if step else None)
+            ax.fill_between(p[:, 0], low, high, color=colour, alpha=0.16, lw=0, zorder=z - 1)
 
     for i, (g, ms) in enumerate(panels):
         row, col = divmod(i, ncols)
         x0 = left + col * (pw + gap)
-        y0 = height - (row + 1) * (ph + header) - row * 0.14 - 0.0
+        y0 = height - (row + 1) * (ph + header) - row * 0.14
         ax = figure.add_axes((x0 / w, y0 / height, pw / w, ph / height))
         dress(ax)
         # Two collections instead of a line object per tick: small multiples spend most of their time on ticks.
@@ -693,7 +691,7 @@ def cmc(view: View, dataset: str, width: float = COLUMN, recognizer: str | None 
         _percent_axis(ax.yaxis)
 
     figure = _multiples(
-        view, lines, width, "Rank k", "Identified at rank k or better [%]", lambda p: p, dress, square=False, step=False
+        view, lines, width, "Rank k", "Identified at rank k or better [%]", lambda p: p, dress, square=False
     )  # fmt: skip
     bands = any(np.isfinite(p[:, 2:]).any() for p in lines.values())
     caption = _curve_caption(
@@ -733,9 +731,7 @@ def det(view: View, dataset: str, width: float = COLUMN, recognizer: str | None 
         # A scorer that cannot tell persons apart lies on FNMR = 1 - FMR.
         ax.plot([edge, -edge], [-edge, edge], color=GREY, lw=0.7, ls=(0, (1, 1.5)), zorder=1)
 
-    figure = _multiples(
-        view, lines, width, "False match rate [%]", "False non-match rate [%]", prepare, dress, square=True, step=False
-    )
+    figure = _multiples(view, lines, width, "False match rate [%]", "False non-match rate [%]", prepare, dress, square=True)
     bands = any(np.isfinite(p[:, 2:]).any() for p in lines.values())
     caption = _curve_caption(
         view,

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from deidbench.records import CONVENTIONS
 from deidbench.report.figures import Saved
 from deidbench.report.tables import Table, detail_tables, groups, headlines, main_table, sentence, warnings
-from deidbench.records import CONVENTIONS
 from deidbench.report.view import CONVENTION_WORDS, View, arrow, counted, percent, plain
 
 #: Sorts the table whose heading was clicked; numbers by value, cells without one last.  No library.
@@ -236,11 +236,11 @@ def _identities(view: View) -> list[tuple[str, str, str]]:
 def _table(table: Table) -> dict[str, Any]:
     """What the template needs of a table."""
     tops, at = [], 0
-    for text, n in groups(table.columns):
+    for _, n in groups(table.columns):
         column = table.columns[at]
         tops.append(
             {
-                "text": column.group,
+                "text": column.group.replace("-", "\u2011"),
                 "unit": column.unit,
                 "arrow": arrow(column.better),
                 "better": column.better,

@@ -11,6 +11,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from deidbench.records import Row
@@ -56,6 +57,10 @@ PRIORITY = (
 )
 
 _SUPERSCRIPT = dict(zip("abcdefghijklmnoprstuvwxyz", "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ", strict=True))
+
+
+_REALISED = "“at x”: the FMR in % that the fixed threshold really gave."
+_WHOSE = "In parentheses: whose figure the worst case is; an untrusted recogniser is no candidate."
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,9 @@ class Table:
         """The table with some of its columns, and only the footnotes that are still referred to."""
         lines = tuple(Line(line.method, line.marks, tuple(line.cells[i] for i in columns)) for line in self.lines)
         used = {m for line in lines for m in line.marks} | {m for line in lines for c in line.cells for m in c.marks}
+        rows = [c.row for line in lines for c in line.cells if c.row is not None]
+        fixed, worst = any(r.realised_fmr is not None for r in rows), any(r.metric == WORST for r in rows)
+        notes = [n for n in self.notes if (fixed or n != _REALISED) and (worst or n != _WHOSE)]
         return Table(
             self.title,
             self.dataset,
@@ -125,7 +133,7 @@ class Table:
             lines,
             tuple(self.chance[i] for i in columns) if self.chance else None,
             tuple(f for f in self.footnotes if f[0] in used),
-            self.notes,
+            tuple(notes),
             self.caption,
         )
 
@@ -148,8 +156,8 @@ class _Notes:
 
 
 # --------------------------------------------------------------------------------------------------------------- build
-def _cell(row: Row | None, notes: _Notes, named: bool, attackers: int) -> Cell:
-    """A figure as a cell.  named: say which recogniser it is of; attackers: how many the run has."""
+def _cell(row: Row | None, notes: _Notes, named: bool, attackers: int, recognizers: Sequence[str]) -> Cell:
+    """A figure as a cell.  named: say whose figure it is, out of so many attackers and these recognisers."""
     if row is None:
         return Cell("-", marks=(notes.mark("not reported by this run"),))
     marks: list[str] = []
@@ -157,7 +165,10 @@ def _cell(row: Row | None, notes: _Notes, named: bool, attackers: int) -> Cell:
     if named and row.value is not None:
         pairs = attained(row)
         names = [", ".join(p for p in ((a if attackers > 1 else ""), r) if p) for a, r in pairs]
-        extra = f"({' = '.join(names)})" if any(names) else ""
+        every = (
+            len(pairs) > 1 and {r for _, r in pairs} == set(recognizers) and len(pairs) == len(recognizers) * max(attackers, 1)
+        )
+        extra = "(all)" if every else f"({' = '.join(names)})" if any(names) else ""
     if row.realised_fmr is not None:
         extra = f"{extra} at {number(row.realised_fmr, 'rate')}".strip()
     if not row.trusted:
@@ -266,10 +277,10 @@ def _general(view: View, dataset: str, rows: Sequence[Row]) -> tuple[str, ...]:
     if any(r.convention == "headline" for r in rows):
         out.append(f"Failures to acquire (FTA): {CONVENTION_WORDS['headline']}.")
     if any(r.realised_fmr is not None for r in rows):
-        out.append("“at x”: the FMR in % that the fixed threshold really gave.")
+        out.append(_REALISED)
     worst = [r for r in rows if r.metric == WORST and r.value is not None]
     if worst:
-        out.append("In parentheses: whose figure the worst case is; an untrusted recogniser is no candidate.")
+        out.append(_WHOSE)
         added = [float(m[2]) for r in worst if (m := re.search(r"taking the largest of (\d+) adds about (-?[0-9.]+)", r.note))]
         if added:
             out.append(
@@ -283,9 +294,8 @@ def _caption(view: View, dataset: str, lines: Sequence[Line]) -> str:
     protocol = view.entry("protocol")
     sizes = [view.sizes(dataset, line.method) for line in lines]
     images, persons = max((s[0] for s in sizes), default=0), max((s[1] for s in sizes), default=0)
-    methods = list(
-        dict.fromkeys(c.row.ci_method for line in lines for c in line.cells if c.row is not None and c.row.ci_method)
-    )
+    used = dict.fromkeys(c.row.ci_method for line in lines for c in line.cells if c.row is not None and c.row.ci_method)
+    methods = [m for m in used if "one-sided" not in m]  # those have a footnote where they stand
     title = str(view.entry("dataset").get("title") or dataset) if len(view.datasets) == 1 else dataset
     parts = [
         f"{counted(len(lines), 'method')} on {title}: up to {counted(images, 'image')} of {counted(persons, 'person')}",
@@ -308,12 +318,10 @@ def main_table(view: View, dataset: str) -> Table:
     if worst:
         # One worst case per method: which attacker and recogniser it was is part of the finding, not of the column.
         column = _column(view, dataset, worst[0], "", WORST)
-        columns.append((column, lambda label: view.headline(dataset, label, WORST)))
+        columns.append((column, partial(view.headline, dataset, metric=WORST)))
     for k in picked:
         if k.metric != WORST:
-            columns.append(
-                (_column(view, dataset, k, _sub(view, k), _name(k)), lambda label, k=k: view.of(dataset, label).get(k))
-            )  # type: ignore[misc]
+            columns.append((_column(view, dataset, k, _sub(view, k), _name(k)), partial(view.row, dataset, key=k)))
     counts = (
         Column("n_images", "counts", "Images", title="images in the denominator"),
         Column("n_persons", "counts", "Persons", title="persons in the denominator"),
@@ -323,7 +331,9 @@ def main_table(view: View, dataset: str) -> Table:
     for method in view.methods:
         sizes = view.sizes(dataset, method)
         marks = _method_marks(view, method, sizes[0], notes)
-        cells = [_cell(find(method.label), notes, c.metric == WORST, len(view.attackers)) for c, find in columns]
+        cells = [
+            _cell(find(method.label), notes, c.metric == WORST, len(view.attackers), view.recognizers) for c, find in columns
+        ]
         cells += [Cell(str(n), value=float(n)) for n in sizes]
         lines.append(Line(method, marks, tuple(cells)))
     chance = _chance(view, dataset, columns)
@@ -341,20 +351,25 @@ def main_table(view: View, dataset: str) -> Table:
 
 
 def detail_tables(view: View, dataset: str) -> list[Table]:
-    """Everything that the main table leaves out, one table per metric family: nothing that was measured vanishes."""
+    """Everything that the main table leaves out, one table per metric family and convention: nothing that was measured vanishes."""
     _, rest = _pick(view, dataset)
     families: dict[str, list[Key]] = {}
     for k in rest:
-        families.setdefault(k.metric.partition(".")[0] or "other", []).append(k)
+        family = k.metric.partition(".")[0] or "other"
+        if k.convention not in ("", "headline"):
+            family += f", {k.convention.replace('_', ' ')}"
+        families.setdefault(family, []).append(k)
     tables = []
     for family, keys in families.items():
         notes = _Notes()
         columns = [_column(view, dataset, k, _sub(view, k), _name(k)) for k in keys]
         lines = []
         for method in view.methods:
-            cells = tuple(_cell(view.of(dataset, method.label).get(k), notes, False, len(view.attackers)) for k in keys)
+            cells = tuple(
+                _cell(view.of(dataset, method.label).get(k), notes, False, len(view.attackers), view.recognizers) for k in keys
+            )
             lines.append(Line(method, (), cells))
-        finders = [(c, lambda label, k=k: view.of(dataset, label).get(k)) for c, k in zip(columns, keys, strict=True)]  # type: ignore[misc]
+        finders = [(c, partial(view.row, dataset, key=k)) for c, k in zip(columns, keys, strict=True)]
         rows = [c.row for line in lines for c in line.cells if c.row is not None]
         tables.append(
             Table(
@@ -479,10 +494,10 @@ def print_table(table: Table, console: Console) -> None:
         grid.add_section()
         grid.add_row(say("chance", "italic"), *(say(c, "italic") for c in shown.chance))
     console.print(grid)
-    for mark, text in shown.footnotes:
-        console.print(say(f"{_raised((mark,))} {text}", "dim"), soft_wrap=False)
-    for text in shown.notes:
-        console.print(say(text, "bold yellow" if text.startswith("DEVIATION") else "dim"))
+    for mark, why in shown.footnotes:
+        console.print(say(f"{_raised((mark,))} {why}", "dim"))
+    for note in shown.notes:
+        console.print(say(note, "bold yellow" if note.startswith("DEVIATION") else "dim"))
     left = [f"{c.group}{f' ({c.sub})' if c.sub else ''}" for i, c in enumerate(table.columns) if i not in kept]
     if left:
         console.print(say(f"Left out at this width: {', '.join(left)} (all are in tables/ and report.html).", "dim"))
@@ -684,11 +699,14 @@ def sentence(view: View, dataset: str, method: Method) -> str:
     if row.value is None:
         return f"{name}: no re-identification figure ({row.reason or 'the run does not say why'})."
     pairs = attained(row)
-    who = listing([" with ".join(p for p in pair if p) for pair in pairs]) if any(any(p) for p in pairs) else ""
+    by_attacker: dict[str, list[str]] = {}
+    for attacker, recognizer in pairs:
+        by_attacker.setdefault(attacker, []).extend([recognizer] if recognizer else [])
+    who = "; ".join(" with ".join(p for p in (a, " or ".join(rs)) if p) for a, rs in by_attacker.items() if a or rs)
     return plain(
         f"{name} lets the worst-case attacker{f' ({who})' if who else ''} re-identify {percent(row.value)}{_bounds(row)} "
         f"of {counted(row.n_images, 'image')} of {counted(row.n_persons, 'person')}"
-        f"{'' if row.trusted else f' (untrusted)'}."
+        f"{'' if row.trusted else ' (untrusted)'}."
     )
 
 
@@ -723,9 +741,12 @@ def headlines(view: View, dataset: str) -> list[str]:
             text += f"; the intervals of {listing([plain(t) for t in ties], 4)} reach into its own." if ties else "."
         out.append(text)
         if others > 1:
-            most, _ = max(real, key=lambda mr: value(mr[1]))
-            if most is not best:
-                out.append(sentence(view, dataset, most)[:-1] + ": the most of them.")
+            most, top = max(real, key=lambda mr: value(mr[1]))
+            if value(top) > value(row):
+                same = [plain(m.label) for m, r in real if m is not most and value(r) == value(top)]
+                text = sentence(view, dataset, most)[:-1]
+                also = f", and so {'does' if len(same) == 1 else 'do'} {listing(same, 8)}" if same else ""
+                out.append(f"{text}{also}: the most of them.")
     elif known:
         out.append("Only control methods have a re-identification figure in this run.")
     else:

@@ -351,6 +351,9 @@ class View:
     def of(self, dataset: str, method: str) -> Mapping[Key, Row]:
         return self._index.get((dataset, method), {})
 
+    def row(self, dataset: str, method: str, key: Key) -> Row | None:
+        return self.of(dataset, method).get(key)
+
     def keys(self, dataset: str) -> list[Key]:
         """All keys of a data set: by metric in order of appearance, then attacker, recogniser, convention."""
         seen = dict.fromkeys(key(r) for r in self.rows if r.dataset == dataset)

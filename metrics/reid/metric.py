@@ -120,6 +120,13 @@ def _attack(attacker: Attacker, gallery: Floats, table: Table, recognizer: str, 
     return _Probes(scores, standing, table.fta[layout.probes] & ~withheld, withheld)
 
 
+def _rates(events: npt.NDArray[np.float64], trials: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Rate per column of events (P, k) over trials (P,).  Column by column: equal columns give equal bits."""
+    sums: npt.NDArray[np.float64] = np.array([np.ascontiguousarray(column).sum() for column in events.T])
+    out: npt.NDArray[np.float64] = sums / trials.sum()
+    return out
+
+
 def _view(probes: _Probes, layout: Comparison, convention: str, ranks: int) -> _View:
     """One convention's counts (PROTOCOL, samples and failures).
 
@@ -140,14 +147,15 @@ def _view(probes: _Probes, layout: Comparison, convention: str, ranks: int) -> _
     hit[miss[mated]] = 0
     person = layout.probe_person[mated]
     # Summed in the same way as the hits, so that an attacker at chance shows the very same figure.
+    tried = np.bincount(person, minlength=persons).astype(np.float64)
     guess = intervals.per_person(person, identification.chance(layout.mates[mated], layout.others[mated], ranks), persons)
     rows = np.flatnonzero(take)
     scores = probes.scores[rows]
     scores[miss[rows]] = -np.inf
     return _View(
         hits=intervals.per_person(person, hit, persons),
-        tried=np.bincount(person, minlength=persons).astype(np.float64),
-        chance=guess.sum(0) / len(mated) if len(mated) else None,
+        tried=tried,
+        chance=_rates(guess, tried) if len(mated) else None,
         pairs=verification.extract(scores, layout.probe_person[rows], layout.gallery_person, layout.same_image[rows]),
         probes=len(rows),
         probe_persons=len(np.unique(layout.probe_person[rows])),
@@ -177,7 +185,7 @@ class _Figures:
         """One interval per column of events (P, k)."""
         persons = int(np.count_nonzero(trials > 0))
         replicates = intervals.ratio_replicates(events, trials, self.draws)
-        return [self._rate(events[:, k].sum() / trials.sum(), replicates[:, k], persons, what) for k in range(events.shape[1])]
+        return [self._rate(value, replicates[:, k], persons, what) for k, value in enumerate(_rates(events, trials))]
 
     def _rate(
         self, value: float, replicates: npt.NDArray[np.float64], persons: int, what: str, *, expand: bool = True
@@ -214,7 +222,7 @@ class _Figures:
         The maximum is taken anew in each replicate, from the same draws for all columns.
         """
         persons = int(np.count_nonzero(trials > 0))
-        value = float(hits.sum(0).max() / trials.sum())
+        value = float(_rates(hits, trials).max())
         replicates = intervals.ratio_replicates(hits, trials, self.draws).max(1)
         interval = self._rate(value, replicates, persons, "person bootstrap of the maximum, gallery fixed")
         known = replicates[~np.isnan(replicates)]
@@ -338,7 +346,7 @@ class ReIdentification(Metric):
         if view.chance is None:
             failed.append(_NO_MATES)
         else:
-            rank1 = float(view.hits.sum() / view.tried.sum())
+            rank1 = float(_rates(view.hits, view.tried)[0])
             guess = float(view.chance[0])
             interval = figures.rates(view.hits, view.tried, "person bootstrap")[0]
             if rank1 < protocol.min_clear_rank1:
@@ -395,13 +403,14 @@ def _rows(view: _View, layout: Comparison, figures: _Figures, targets: list[_Tar
         rows += [_refuse(row, _NO_MATES if view.probes else "no probes under this convention") for row in rank_rows]
     else:
         columns = [k - 1 for k in ranks]
+        values = _rates(view.hits, view.tried)
         found = figures.rates(view.hits[:, columns], view.tried, "person bootstrap, gallery fixed")
         for k, row, interval in zip(ranks, rank_rows, found, strict=True):
             if k > layout.size:
                 rows.append(_refuse(row, f"rank {k} is beyond the {layout.size} gallery images"))
             else:
                 row = replace(row, chance=float(view.chance[k - 1]))
-                rows.append(_put(row, view.hits[:, k - 1].sum() / view.tried.sum(), interval))
+                rows.append(_put(row, values[k - 1], interval))
 
     pairs = view.pairs
     seen = {"n_images": view.probes, "n_persons": view.probe_persons}
@@ -442,7 +451,7 @@ def _curves(view: _View, layout: Comparison, figures: _Figures, base: Row) -> li
     if view.chance is not None:
         ranks = min(CMC_RANKS, layout.size)
         bands = figures.rates(view.hits[:, :ranks], view.tried, "person bootstrap, gallery fixed")
-        rate = view.hits[:, :ranks].sum(0) / view.tried.sum()
+        rate = _rates(view.hits, view.tried)
         curves += [point(curve="cmc", x=float(k + 1), y=float(rate[k]), lo=bands[k].lo, hi=bands[k].hi) for k in range(ranks)]
     if len(view.pairs.genuine) and len(view.pairs.impostor):
         det = verification.thin(verification.roc(view.pairs.genuine, view.pairs.impostor))
@@ -471,7 +480,7 @@ def _worst(
     view = mated[0][2]
     assert view.chance is not None
     value, interval, optimism = figures.worst(np.column_stack([v.hits[:, 0] for _, _, v in mated]), view.tried)
-    rates = [v.hits[:, 0].sum() for _, _, v in mated]
+    rates = _rates(np.column_stack([v.hits[:, 0] for _, _, v in mated]), view.tried).tolist()
     best = [f"{a} with {r}" for (a, r, _), rate in zip(mated, rates, strict=True) if rate == max(rates)]
     several = len(mated) > 1
     row: Row = named(
