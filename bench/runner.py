@@ -103,6 +103,8 @@ class _Run:
         self.cpu: dict[str, float] = defaultdict(float)
         self.computed: Counter[str] = Counter()
         self.unreadable: dict[str, str] = {}
+        #: With ``retry_failed``: failed outputs count as absent until the method stage has been through them.
+        self._tried = False
         self._build()
 
     def _build(self) -> None:
@@ -243,6 +245,7 @@ class _Run:
             todo = [s for s in self.samples if not state[s.id].complete]
             tasks += [Task(m, batch, self.typical) for batch in self._batches(todo)]
         self._execute(executor, "anonymise, find, embed, measure", tasks)
+        self._tried = True
         self.states = [self._state(m, self.samples, self.method_keys[m], self.typical) for m in range(len(self.plan.methods))]
         for m, state in enumerate(self.states):
             if incomplete := [i for i, st in state.items() if not st.complete]:
@@ -268,7 +271,7 @@ class _Run:
                 if (data := stored.get(keys[s.id].source)) is None:
                     continue
                 output = Output.unpack(data)
-                if self.options.retry_failed and output.adapter_status is Status.FAILED and s.id not in self._retried:
+                if self.options.retry_failed and output.adapter_status is Status.FAILED and not self._tried:
                     continue
                 if output.released and keys[s.id].picture not in pictures:
                     continue
@@ -300,15 +303,6 @@ class _Run:
                 st = _State(None, None, None, [], [])
             result[s.id] = st
         return result
-
-    @property
-    def _retried(self) -> set[str]:
-        # After the method stage has run once, failed outputs are what they are.
-        return (
-            {s.id for s in self.samples}
-            if hasattr(self, "method_keys") and len(self.method_keys) == len(self.plan.methods)
-            else set()
-        )
 
     def _table(self, label: str, state: Mapping[str, _State]) -> Table:
         """Columns of one method (or of the clear images)."""

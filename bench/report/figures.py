@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from statistics import NormalDist
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float64]
 
 COLUMN, PAGE = 3.4, 7.0
+KINDS = ("pdf", "svg", "png")
 
 #: Okabe-Ito without black (controls) and yellow (too pale for lines on white).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F5AA8")
@@ -122,7 +124,8 @@ _RANGES = ((0x20, 0x17F), (0x391, 0x3C9), (0x2010, 0x203A), (0x2190, 0x2193), (0
 _LIGHT = "deidbench sans"
 
 
-def _light_font(folder: Path) -> Path:
+@lru_cache(maxsize=1)
+def _light_font() -> bytes:
     """DejaVu Sans, without what figures have no use for.
 
     Each PDF embeds what it needs of its fonts; finding that out costs half a second in the full font (6 000 glyphs,
@@ -141,9 +144,9 @@ def _light_font(folder: Path) -> Path:
     for record in font["name"].names:
         if record.nameID in (1, 4, 16):
             record.string = _LIGHT.title()
-    path = folder / "light.ttf"
-    font.save(path)
-    return path
+    buffer = io.BytesIO()
+    font.save(buffer)
+    return buffer.getvalue()
 
 
 @contextmanager
@@ -161,7 +164,9 @@ def style() -> Iterator[None]:
     before = list(manager.ttflist)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, mpl.rc_context(), warnings.catch_warnings():
         mpl.rcdefaults()
-        manager.addfont(_light_font(Path(folder)))
+        path = Path(folder) / "light.ttf"
+        path.write_bytes(_light_font())
+        manager.addfont(path)
         mpl.rcParams.update({**_STYLE, "font.family": [_LIGHT.title(), "DejaVu Sans", *further]})
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from")  # drawn as a box; tables hold the name
         try:
@@ -207,11 +212,12 @@ def _legend(figure: Figure, handles: Sequence[Any], names: Sequence[str], x: flo
 
 def save(drawing: Drawing, folder: Path, name: str) -> tuple[Path, ...]:
     """PDF, SVG and PNG (200 dpi) of a drawing, atomically and without dates."""
+    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
     out = []
-    for kind, metadata in (("pdf", {"CreationDate": None}), ("svg", {"Date": None}), ("png", {"Software": None})):
+    for kind in KINDS:
         buffer = io.BytesIO()
-        faster = {"pil_kwargs": {"compress_level": 4}} if kind == "png" else {}
-        drawing.figure.savefig(buffer, format=kind, metadata=metadata, **faster)  # type: ignore[arg-type]
+        more: dict[str, Any] = {"pil_kwargs": {"compress_level": 4}} if kind == "png" else {}
+        drawing.figure.savefig(buffer, format=kind, metadata=undated[kind], **more)
         out.append(write_atomically(folder / f"{name}.{kind}", buffer.getvalue()))
     return tuple(out)
 
@@ -525,7 +531,8 @@ def worst_recognizer(view: View, dataset: str, curve: str) -> str:
     c = view.run.curves
     if not len(c) or "curve" not in c.columns or "recognizer" not in c.columns:
         return ""
-    have = list(dict.fromkeys(c[(c["curve"] == curve) & (c["dataset"] == dataset)]["recognizer"].fillna("").astype(str)))
+    mine = c[(c["curve"] == curve) & (c["dataset"] == dataset)]
+    have = list(dict.fromkeys(str(name) for name in mine["recognizer"].fillna("")))
     votes = [
         recognizer
         for m in view.methods

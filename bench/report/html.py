@@ -60,7 +60,6 @@ class _Picture:
     saved: Saved
     narrow: str
     wide: str
-    width: int
 
 
 def _uri(path: Path) -> str:
@@ -70,10 +69,11 @@ def _uri(path: Path) -> str:
 
 def _picture(saved: Saved) -> _Picture:
     """Photographs inline as PNG, everything else as SVG; the narrow version is for phones."""
-    suffix = ".png" if saved.name == "samples" else ".svg"
-    narrow = next(p for p in saved.narrow if p.suffix == suffix)
-    wide = next(p for p in saved.wide if p.suffix == suffix)
-    return _Picture(saved, _uri(narrow), _uri(wide), 0)
+    kinds = (".png", ".svg") if saved.name == "samples" else (".svg", ".png")
+    kind = next(k for k in kinds if any(p.suffix == k for p in saved.wide))
+    narrow = next(p for p in saved.narrow if p.suffix == kind)
+    wide = next(p for p in saved.wide if p.suffix == kind)
+    return _Picture(saved, _uri(narrow), _uri(wide))
 
 
 def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
@@ -115,10 +115,9 @@ def _failures(view: View) -> list[dict[str, Any]]:
     if len(images) and "method" in images.columns:
         for method, part in images.groupby("method", sort=False):
             if "status" in part.columns:
-                statuses[str(method)] = Counter(part["status"].dropna().astype(str))
+                statuses[str(method)] = Counter(str(s) for s in part["status"].dropna())
             if "reason" in part.columns:
-                said = part["reason"].dropna().astype(str)
-                reasons[str(method)] = Counter(r for r in said if r)
+                reasons[str(method)] = Counter(str(r) for r in part["reason"].dropna() if r)
             if "fta" in part.columns:
                 statuses.setdefault(str(method), Counter())["fta"] = int(part["fta"].fillna(value=False).astype(bool).sum())
     out = []

@@ -171,8 +171,8 @@ class OnnxFile(LoadedRecognizer):
         return model._replace(dim=int(out[0].size))
 
     def _run(self, model: _Loaded, crops: Image) -> npt.NDArray[Any]:
-        ordered = crops[..., ::-1] if self.channels == "bgr" else crops
-        x = (ordered.astype(np.float32) - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        x: npt.NDArray[Any] = crops[..., ::-1] if self.channels == "bgr" else crops
+        x = (x.astype(np.float32) - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         if model.nchw:
             x = x.transpose(0, 3, 1, 2)
         out: npt.NDArray[Any] = model.session.run(None, {model.input: np.ascontiguousarray(x, model.dtype)})[0]

@@ -1,0 +1,761 @@
+"""Reports: every writer on a small synthetic run, with the things that go wrong in real ones."""
+
+from __future__ import annotations
+
+import csv
+import html.parser
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deidbench.errors import EnvironmentFault, InputError, MissingError
+from deidbench.records import SCHEMA_VERSION, Curve, Row, frame, read_run
+from deidbench.report import figures, print_summary, tables, view, write_report
+from deidbench.report.view import View
+
+HOSTILE = (
+    "</script><script>alert(1)</script>",
+    "\\input{x}",
+    "=cmd()",
+    "a|b",
+    "$\\frac{1}{",
+    "Ünïcode 脸 🙂",
+    "\x1b[31mred\u202e",
+)
+
+
+def entry(label: str, **fields: Any) -> dict[str, Any]:
+    counts = {"ok": 19, "no_face": 0, "no_landmarks": 0, "failed": 1, "passthrough": 0, "fta": 3, "images": 20}
+    base = {
+        "label": label, "slug": view.slug(label), "name": label.split()[0] if label.split() else label, "params": {}, "family": label,
+        "strength": None, "version": "1", "fingerprint": "f" * 32, "citation": f"cite {label}", "licence": "MIT", "control": False,
+        "counts": counts,
+    }  # fmt: skip
+    return {**base, **fields}
+
+
+def rows_of(label: str, value: float | None, **fields: Any) -> list[Row]:
+    """What reid, quality and throughput report for one method and the recognisers alpha and beta."""
+    base = Row(
+        "faces", label, "", "rate", None, None, ci_level=0.95, convention="headline", comparison="leave-one-out", n_images=20,
+        n_persons=5, n_failed=1, n_fta=3, family="reid",
+    )  # fmt: skip
+    why = {} if value is not None else {"reason": "nothing was released", "ci_reason": "nothing was released", "ci_level": None}
+
+    def put(metric: str, v: float | None, better: bool | None = False, **more: Any) -> Row:
+        bounds = (
+            {}
+            if v is None
+            else {"lo": max(v - 0.05, 0.0), "hi": min(v + 0.05, 1.0), "ci_method": "person bootstrap, 100 replicates"}
+        )
+        return replace(base, metric=metric, value=v, higher_is_better=better, **{**bounds, **why, **more})
+
+    out = []
+    for i, name in enumerate(("alpha", "beta")):
+        who = {"recognizer": name, "attacker": "ignorant"}
+        v = None if value is None else max(value - 0.1 * i, 0.0)
+        for metric in ("reid.rank1", "reid.rank5"):
+            for convention in ("headline", "without_fta", "fta_as_miss"):
+                out.append(put(metric, v, chance=0.04, **who, convention=convention))
+        out.append(put("reid.eer", v, True, chance=0.5, **who))
+        out.append(
+            put("reid.tmr@fmr=0.01", v, False, threshold=0.4, realised_fmr=None if v is None else 0.013, chance=0.013, **who)
+        )
+    out.append(
+        put(
+            "reid.worst_rank1", value, chance=0.04, recognizer="max(alpha, beta)", attacker="ignorant",
+            note="attained by ignorant with alpha; taking the largest of 2 adds about 0.0123 (bootstrap estimate)",
+        )
+    )  # fmt: skip
+    out.append(put("reid.fta", 0.15, None, convention="", comparison=""))
+    plain = replace(base, convention="", comparison="", family="")
+    out.append(
+        replace(plain, metric="quality.ssim_face", unit="ssim", higher_is_better=True, value=value, lo=None, hi=None, ci_level=None,
+                ci_reason="no variance between persons", reason="" if value is not None else "nothing was released")
+    )  # fmt: skip
+    out.append(replace(plain, metric="throughput.faces_per_s", unit="faces/s", higher_is_better=True, value=123.4, lo=120.0, hi=130.0,
+                       ci_method="bootstrap over repeats", timing=True))  # fmt: skip
+    out.append(replace(plain, metric="aura.purple_glow", unit="lux", higher_is_better=True, value=7.25, ci_level=None))
+    return [replace(r, **fields) for r in out]
+
+
+def curves_of(label: str, at: float) -> list[Curve]:
+    out = []
+    for name in ("alpha", "beta"):
+        for k in range(1, 11):
+            y = min(at + 0.05 * k, 1.0)
+            out.append(Curve("faces", label, "cmc", name, "ignorant", "headline", k, y, max(y - 0.05, 0), min(y + 0.05, 1)))
+        out += [
+            Curve("faces", label, "det", name, "ignorant", "headline", x, (1 - x) * (1 - at)) for x in np.linspace(0, 1, 21)
+        ]
+    return out
+
+
+def record_of(methods: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+    record = {
+        "schema": SCHEMA_VERSION,
+        "deidbench": "0.1.0",
+        "suite": {"name": "tiny", "title": "A tiny suite"},
+        "protocol": {"name": "deidbench-v1", "comparison": "leave-one-out", "seed": 3, "confidence": 0.95, "deviations": []},
+        "dataset": {"name": "faces", "title": "Faces", "citation": "cite data", "licence": "CC0", "n_images": 20, "n_persons": 5,
+                    "manifest_sha256": "ab" * 32},
+        "methods": methods,
+        "recognizers": [{"name": n, "fingerprint": "e" * 32, "citation": "cite", "licence": "CC0"} for n in ("alpha", "beta")],
+        "environment": {"python": "3.11", "cpu": "a CPU", "cores": 2, "packages": {"numpy": "1.26"}, "git": {"commit": "c" * 40, "dirty": True}},
+        "timings": {"methods": 12.5, "per_stage_worker_seconds": {"embed": 3.0}},
+        "started": "2026-01-01T00:00:00+00:00",
+        "finished": "2026-01-01T00:01:00+00:00",
+    }  # fmt: skip
+    return {**record, **fields}
+
+
+def write(folder: Path, record: dict[str, Any], rows: list[Row], curves: list[Curve], images: Any = None) -> Path:
+    import pandas as pd
+
+    folder.mkdir(parents=True, exist_ok=True)
+    frame(rows, Row).to_parquet(folder / "rows.parquet")
+    frame(curves, Curve).to_parquet(folder / "curves.parquet")
+    if images is None:
+        images = pd.DataFrame(
+            {"method": [m["label"] for m in record["methods"]], "status": "failed", "reason": "model broke", "fta": False}
+        )
+    images.to_parquet(folder / "images.parquet")
+    (folder / "run.json").write_text(json.dumps(record), "utf-8")
+    return folder
+
+
+def samples(folder: Path, labels: list[str]) -> None:
+    from PIL import Image
+
+    rows = []
+    for i, label in enumerate(labels):
+        picture = f"{i}.png"
+        (folder / "samples").mkdir(exist_ok=True)
+        Image.fromarray(np.full((24, 20, 3), 40 * (i % 6), np.uint8)).save(folder / "samples" / picture)
+        rows.append(
+            {
+                "label": label,
+                "slug": str(i),
+                "files": [picture, None],
+                "statuses": ["passthrough" if i == 0 else "ok", "no_face"],
+            }
+        )
+    (folder / "samples" / "index.json").write_text(json.dumps({"columns": ["s1/1.png", "s2/1.png"], "rows": rows}), "utf-8")
+
+
+METHODS = [
+    entry("original", control=True, counts={"ok": 0, "passthrough": 20, "fta": 0, "images": 20}),
+    entry("blur 0.1", family="blur", strength=0.1),
+    entry("mask"),
+    entry("blur 0.2", family="blur", strength=0.2),
+]
+VALUES = {"original": 1.0, "blur 0.1": 0.6, "mask": 0.3, "blur 0.2": 0.38}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    rows = [r for label, v in VALUES.items() for r in rows_of(label, v)]
+    curves = [c for label, v in VALUES.items() for c in curves_of(label, v)]
+    folder = write(tmp_path / "run", record_of(METHODS), rows, curves)
+    samples(folder, list(VALUES))
+    return folder
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    names = list(HOSTILE)
+    rows = [
+        replace(r, note=names[0], recognizer=r.recognizer and names[1])
+        for n in names
+        for r in rows_of(n, 0.5)
+        if "beta" not in r.recognizer[:4]
+    ]
+    rows += [r for n in names for r in rows_of(n, None) if r.metric == "quality.ssim_face" and n == names[2]]
+    record = record_of([entry(n, citation=n, licence=n) for n in names])
+    record["protocol"]["deviations"] = names
+    record["dataset"]["title"] = names[0]
+    record["suite"]["title"] = names[0]
+    folder = write(tmp_path / "hostile", record, rows, [c for n in names for c in curves_of(n, 0.5)])
+    samples(folder, names)
+    return folder
+
+
+def table_of(folder: Path) -> tables.Table:
+    return tables.main_table(View(read_run(folder)), "faces")
+
+
+def cell(table: tables.Table, method: str, name: str) -> tables.Cell:
+    line = next(x for x in table.lines if x.method.label == method)
+    return line.cells[[c.name for c in table.columns].index(name)]
+
+
+# ------------------------------------------------------------------------------------------------------------- numbers
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.0851, "rate", "8.5"), (1.0, "rate", "100.0"), (0.0, "rate", "0.0"), (-0.00001, "rate", "0.0"), (-0.031, "rate", "−3.1"),
+        (0.41249, "ssim", "0.412"), (23.456, "dB", "23.5"), (123.4, "faces/s", "123"), (4.567, "ms", "4.57"), (0.01234, "s", "0.0123"),
+        (400.0, "images", "400"), (float("inf"), "dB", "∞"), (1.5e9, "bytes", "1.50e+09"), (0, "ms", "0"),
+    ],
+)  # fmt: skip
+def test_numbers(value: float, unit: str, text: str) -> None:
+    assert view.number(value, unit) == text
+
+
+def test_intervals_say_which_side_is_known() -> None:
+    row = Row("d", "m", "x", "rate", False, 0.1, 0.05, 0.2)
+    assert view.interval(row) == "[5.0, 20.0]"
+    assert view.interval(replace(row, lo=None)) == "[≤ 20.0]"
+    assert view.interval(replace(row, hi=None)) == "[≥ 5.0]"
+    assert view.interval(replace(row, lo=None, hi=None)) == ""
+    zero = replace(row, value=0.0, lo=0.0, hi=0.07, ci_method="no event seen: one-sided bound over 40 persons")
+    assert view.interval(zero) == "[≤ 7.0]"
+    assert view.interval(replace(zero, value=1.0, lo=0.93, hi=1.0)) == "[≥ 93.0]"
+
+
+def test_pareto_front_keeps_what_nothing_beats() -> None:
+    points = [(0.5, 0.5), (0.2, 0.2), (0.3, 0.1), (0.9, 0.9), (0.5, 0.4), (0.2, 0.2)]
+    brute = [
+        i for i, (x, y) in enumerate(points)
+        if not any(a <= x and b >= y and (a, b) != (x, y) for a, b in points)
+    ]  # fmt: skip
+    assert sorted(view.pareto(points)) == brute
+    assert view.pareto([]) == []
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+def test_sweeps_stand_together_in_suite_order(run: Path) -> None:
+    assert [line.method.label for line in table_of(run).lines] == ["original", "blur 0.1", "blur 0.2", "mask"]
+
+
+def test_main_table_has_the_named_columns(run: Path) -> None:
+    table = table_of(run)
+    assert [c.metric for c in table.columns] == [
+        "reid.worst_rank1", "reid.rank1", "reid.rank1", "reid.eer", "reid.eer", "reid.tmr@fmr=0.01", "reid.tmr@fmr=0.01", "reid.fta",
+        "quality.ssim_face", "throughput.faces_per_s", "counts", "counts", "counts",
+    ]  # fmt: skip
+    worst = cell(table, "mask", "reid.worst_rank1")
+    assert (worst.text, worst.ci, worst.extra) == ("30.0", "[25.0, 35.0]", "(alpha)")
+    assert cell(table, "mask", "reid.tmr@fmr=0.01[ignorant,alpha,leave-one-out]").extra == "at 1.3"
+    assert [cell(table, "mask", n).text for n in ("n_images", "n_persons", "n_failed")] == ["20", "5", "1"]
+    heads = {c.metric: c.heading for c in table.columns}
+    assert heads["reid.worst_rank1"].endswith("[%] ↓")
+    assert heads["reid.eer"].endswith("↑")
+    assert table.chance is not None
+    assert table.chance[:4] == ("4.0", "4.0", "4.0", "50.0")
+    assert any("1.23 percentage points" in n for n in table.notes)
+
+
+def test_passthrough_and_missing_intervals_have_footnotes(run: Path) -> None:
+    table = table_of(run)
+    words = dict(table.footnotes)
+    original = next(line for line in table.lines if line.method.label == "original")
+    assert [words[m] for m in original.marks] == ["passed through all images (a control: by design)"]
+    assert [words[m] for m in cell(table, "mask", "quality.ssim_face").marks] == ["no interval: no variance between persons"]
+
+
+def test_a_missing_value_is_a_dash_with_its_reason(tmp_path: Path) -> None:
+    folder = write(tmp_path, record_of([entry("wall")]), rows_of("wall", None), [])
+    table = table_of(folder)
+    worst = cell(table, "wall", "reid.worst_rank1")
+    assert worst.text == "-"
+    assert [dict(table.footnotes)[m] for m in worst.marks] == ["nothing was released"]
+
+
+def test_untrusted_rows_are_marked(tmp_path: Path) -> None:
+    rows = [
+        replace(r, trusted=r.recognizer != "beta", note="clear EER 0.3" if r.recognizer == "beta" else "")
+        for r in rows_of("mask", 0.3)
+    ]
+    folder = write(tmp_path, record_of([entry("mask")]), rows, [])
+    table = table_of(folder)
+    marked = cell(table, "mask", "reid.rank1[ignorant,beta,leave-one-out]")
+    assert [dict(table.footnotes)[m] for m in marked.marks] == ["untrusted: clear EER 0.3"]
+    assert cell(table, "mask", "reid.rank1[ignorant,alpha,leave-one-out]").marks == ()
+    assert any(w.startswith("Untrusted: beta") for w in tables.warnings(View(read_run(folder)), "faces"))
+
+
+def test_unknown_quantities_do_not_vanish(run: Path) -> None:
+    seen = View(read_run(run))
+    details = tables.detail_tables(seen, "faces")
+    shown = {c.metric for t in [tables.main_table(seen, "faces"), *details] for c in t.columns}
+    assert {r.metric for r in seen.rows} <= shown
+    aura = next(t for t in details if "aura" in t.title)
+    assert {line.cells[0].text for line in aura.lines} == {"7.25"}
+    write_report(run, figures=False)
+    assert "aura.purple_glow" in (run / "report.html").read_text("utf-8")
+
+
+def test_every_row_is_in_exactly_one_table(run: Path) -> None:
+    seen = View(read_run(run))
+    cells = [
+        c.row
+        for t in [tables.main_table(seen, "faces"), *tables.detail_tables(seen, "faces")]
+        for x in t.lines
+        for c in x.cells
+        if c.row
+    ]
+    assert len(cells) == len(seen.rows)
+    assert set(map(id, cells)) == set(map(id, seen.rows))
+
+
+def test_two_data_sets_do_not_mix(tmp_path: Path) -> None:
+    rows = rows_of("mask", 0.3) + [replace(r, dataset="others") for r in rows_of("mask", 0.9)]
+    folder = write(tmp_path, record_of([entry("mask")]), rows, curves_of("mask", 0.3))
+    seen = View(read_run(folder))
+    assert seen.datasets == ["faces", "others"]
+    assert [cell(tables.main_table(seen, d), "mask", "reid.worst_rank1").text for d in seen.datasets] == ["30.0", "90.0"]
+    write_report(folder, figures=False)
+    wide = list(csv.DictReader((folder / "tables" / "main.csv").open(encoding="utf-8")))
+    assert [(r["dataset"], r["reid.worst_rank1"]) for r in wide] == [("faces", "0.3"), ("others", "0.9")]
+
+
+# ----------------------------------------------------------------------------------------------------------------- CSV
+def test_wide_csv_has_full_precision_and_reasons(run: Path) -> None:
+    write_report(run, formats=("csv",), figures=False)
+    lines = {r["method"]: r for r in csv.DictReader((run / "tables" / "main.csv").open(encoding="utf-8"))}
+    assert list(lines) == ["original", "blur 0.1", "blur 0.2", "mask"]
+    mask = lines["mask"]
+    assert float(mask["reid.worst_rank1"]) == VALUES["mask"]
+    assert float(mask["reid.worst_rank1:hi"]) == VALUES["mask"] + 0.05
+    assert mask["reid.worst_rank1:attained_by"] == "ignorant with alpha"
+    assert mask["quality.ssim_face:lo"] == ""
+    assert "quality.ssim_face: no interval: no variance between persons" in mask["notes"]
+    assert (mask["strength"], lines["blur 0.2"]["strength"]) == ("", "0.2")
+
+
+def test_long_csv_is_the_rows(run: Path) -> None:
+    import pandas as pd
+
+    write_report(run, formats=("csv",), figures=False)
+    back = pd.read_csv(run / "tables" / "rows.csv", keep_default_na=False, na_values=[""], float_precision="round_trip")
+    rows = read_run(run).rows
+    assert list(back.columns) == list(rows.columns)
+    assert back["value"].tolist() == rows["value"].tolist()
+    assert back["metric"].tolist() == rows["metric"].tolist()
+
+
+def test_csv_texts_cannot_become_formulas(hostile: Path) -> None:
+    write_report(hostile, formats=("csv",), figures=False)
+    for name in ("main.csv", "rows.csv"):
+        for line in csv.reader((hostile / "tables" / name).open(encoding="utf-8")):
+            for text in line:
+                assert not re.match(r"[=+@\t\r]", text), (name, text)
+                if text.startswith("-"):
+                    float(text)
+    methods = [r["method"] for r in csv.DictReader((hostile / "tables" / "main.csv").open(encoding="utf-8"))]
+    assert "'=cmd()" in methods
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\t=1", " =1", "\r\n=1"])
+def test_guard(text: str) -> None:
+    assert tables.guard(text) == f"'{text}"
+    assert tables.guard(f"a{text}") == f"a{text}"
+
+
+def test_negative_numbers_stay_numbers(tmp_path: Path) -> None:
+    row = Row("faces", "mask", "delta.rank", "points", True, -2.5, -3.0, -1.0, 0.95, "bootstrap")
+    folder = write(tmp_path, record_of([entry("mask")]), [row], [])
+    write_report(folder, formats=("csv",), figures=False)
+    assert ",-2.5,-3.0,-1.0," in (folder / "tables" / "rows.csv").read_text("utf-8")
+
+
+# ------------------------------------------------------------------------------------------------------------ Markdown
+def test_markdown_rows_have_as_many_cells_as_the_head(hostile: Path) -> None:
+    write_report(hostile, formats=("md",), figures=False)
+    for name in ("main.md", "details.md"):
+        text = (hostile / "tables" / name).read_text("utf-8")
+        for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
+            widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+            assert len(widths) == 1, block
+        assert "<script" not in text
+        assert "\x1b" not in text
+
+
+# --------------------------------------------------------------------------------------------------------------- LaTeX
+def balanced(text: str) -> bool:
+    """Braces pair up, leaving out escaped ones and comments."""
+    depth = 0
+    for line in text.splitlines():
+        for brace in re.findall(r"\\.|[{}]|%.*", line):
+            depth += {"{": 1, "}": -1}.get(brace, 0)
+            if depth < 0:
+                return False
+    return depth == 0
+
+
+def test_latex_is_whole_and_escaped(run: Path, hostile: Path) -> None:
+    for folder in (run, hostile):
+        write_report(folder, formats=("tex",), figures=False)
+        text = (folder / "tables" / "main.tex").read_text("utf-8")
+        assert balanced(text)
+        assert "\\toprule" in text
+        assert text.count("\\begin{") == text.count("\\end{")
+        body = text[text.index("\\midrule") : text.index("\\bottomrule")]
+        widths = {len(re.findall(r"(?<!\\)&", line)) for line in body.splitlines() if line.endswith(r"\\")}
+        assert len(widths) == 1
+    assert "\\input" not in text
+    assert "\\textbackslash{}input\\{x\\}" in text
+    assert "$" not in text.replace("\\$", "")
+    caption = re.search(r"\\caption\{(.*)\}", (run / "tables" / "main.tex").read_text("utf-8"))
+    assert caption is not None
+    for part in ("20 images", "5 persons", "deidbench-v1", "leave-one-out", "person bootstrap, 100 replicates"):
+        assert part in caption[1]
+
+
+@pytest.mark.parametrize("char", list('\\&%$#_{}~^<>|"'))
+def test_every_special_character_is_escaped(char: str) -> None:
+    text = tables.tex(f"a{char}b")
+    assert text != f"a{char}b"
+    assert balanced(text)
+    assert len(re.findall(r"(?<!\\)[&%$#_~^<>|\"]", text)) == 0
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_compiles(run: Path, tmp_path: Path) -> None:
+    write_report(run, formats=("tex",), figures=False)
+    body = (run / "tables" / "main.tex").read_text("utf-8")
+    document = f"\\documentclass{{article}}\\usepackage[T1]{{fontenc}}\\usepackage{{textcomp,booktabs,graphicx}}\\begin{{document}}{body}\\end{{document}}"
+    (tmp_path / "t.tex").write_text(document, "utf-8")
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"], cwd=tmp_path, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+# ------------------------------------------------------------------------------------------------------------ terminal
+def printed(folder: Path, width: int, encoding: str = "utf-8") -> str:
+    from rich.console import Console
+
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding=encoding, errors="strict")
+    print_summary(read_run(folder), Console(file=file, width=width, force_terminal=False, color_system=None))
+    file.flush()
+    return raw.getvalue().decode(encoding)
+
+
+@pytest.mark.parametrize("width", [60, 100, 160, 300])
+def test_terminal_fits_every_width(run: Path, width: int) -> None:
+    text = printed(run, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "30.0 [25.0, 35.0] (alpha)" in text
+    assert ("Left out at this width" in text) == (width < 300)
+    words = " ".join(text.replace("\u00a0", " ").split())
+    assert (
+        "mask lets the worst-case attacker (ignorant with alpha) re-identify 30.0 % (95 % CI 25.0 to 35.0) of 20 images"
+        in words
+    )
+
+
+def test_terminal_takes_no_orders_from_names(hostile: Path) -> None:
+    text = printed(hostile, 160)
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert "=cmd()" in text
+
+
+def test_terminal_without_unicode(run: Path) -> None:
+    assert "30.0 [25.0, 35.0] (alpha)" in printed(run, 120, "ascii")
+
+
+def test_markup_in_names_is_text(tmp_path: Path) -> None:
+    folder = write(tmp_path, record_of([entry("[bold]x[/nope]")]), rows_of("[bold]x[/nope]", 0.5), [])
+    assert "[bold]x[/nope]" in printed(folder, 120)
+
+
+# ----------------------------------------------------------------------------------------------------------- sentences
+def test_headlines_name_best_worst_controls_and_chance(run: Path) -> None:
+    seen = View(read_run(run))
+    text = " ".join(tables.headlines(seen, "faces")).replace("\u00a0", " ")
+    assert (
+        "mask lets the worst-case attacker (ignorant with alpha) re-identify 30.0 % (95 % CI 25.0 to 35.0) of 20 images of 5 persons."
+        in text
+    )
+    assert "That is the least of the 3 methods compared; the intervals of blur 0.2 reach into its own." in text
+    assert "blur 0.1 lets the worst-case attacker (ignorant with alpha) re-identify 60.0 %" in text
+    assert "With clear images the same attack reaches 100.0 %" in text
+    assert "Guessing would reach 4.0 %." in text
+
+
+def test_equal_methods_are_not_ranked(tmp_path: Path) -> None:
+    names = ["a", "b", "c"]
+    folder = write(tmp_path, record_of([entry(n) for n in names]), [r for n in names for r in rows_of(n, 1.0)], [])
+    text = " ".join(tables.headlines(View(read_run(folder)), "faces"))
+    assert "the most of them" not in text
+    assert "the intervals of b and c reach into its own" in text
+
+
+# ---------------------------------------------------------------------------------------------------------------- page
+class Page(html.parser.HTMLParser):
+    """Tags, attributes and visible text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "source", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open[-1] == tag, (self.open, tag)
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_page_is_self_contained_and_well_formed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "KINDS", ("svg",))
+    write_report(run)
+    text = (run / "report.html").read_text("utf-8")
+    page = Page(text)
+    assert page.open == []
+    for tag, attributes in page.tags:
+        assert tag not in ("link", "iframe", "object", "embed", "base")
+        for name in ("src", "srcset"):
+            if name in attributes:
+                assert str(attributes[name]).startswith("data:image/"), tag
+        if "href" in attributes:
+            target = str(attributes["href"])
+            assert target.startswith("#") or (run / target).is_file(), target
+    assert not re.search(r"url\((?!data:)|@import", text)
+    images = [a for t, a in page.tags if t == "img"]
+    assert len(images) == 5
+    assert all(len(str(a.get("alt"))) > 40 for a in images)
+    scripts = [t for t, _ in page.tags if t == "script"]
+    assert len(scripts) == 1
+    ids = [a["id"] for _, a in page.tags if a.get("id")]
+    assert len(ids) == len(set(ids))
+    shown = " ".join(" ".join(page.words).split())
+    for part in (
+        "A tiny suite",
+        "model broke (1)",
+        "with local changes",
+        "cite data",
+        "no variance between persons",
+        "Attacker: ignorant",
+    ):
+        assert part in shown
+    assert "ab" * 32 in shown
+
+
+def test_content_policy_allows_only_our_script(run: Path) -> None:
+    import base64
+    import hashlib
+
+    write_report(run, formats=("html",), figures=False)
+    text = (run / "report.html").read_text("utf-8")
+    script = re.search(r"<script>(.*?)</script>", text, re.S)
+    assert script is not None
+    assert f"script-src 'sha256-{base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()}'" in text.replace(
+        "&#39;", "'"
+    )
+
+
+def test_deviations_are_prominent(run: Path) -> None:
+    record = json.loads((run / "run.json").read_text("utf-8"))
+    record["protocol"]["deviations"] = ["protocol.seed is 3"]
+    (run / "run.json").write_text(json.dumps(record))
+    write_report(run, formats=("html", "md", "tex"), figures=False)
+    text = (run / "report.html").read_text("utf-8")
+    assert 0 < text.index("protocol.seed is 3") < text.index('id="table"')
+    assert "DEVIATION from the protocol: protocol.seed is 3" in (run / "tables" / "main.md").read_text("utf-8")
+    assert "DEVIATION" in (run / "tables" / "main.tex").read_text("utf-8")
+    assert "DEVIATION" in printed(run, 100)
+
+
+def test_hostile_names_stay_text_on_the_page(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "KINDS", ("svg",))
+    write_report(hostile)
+    text = (hostile / "report.html").read_text("utf-8")
+    assert "<script>alert" not in text
+    page = Page(text)
+    assert [t for t, _ in page.tags].count("script") == 1
+    assert any("</script><script>alert(1)</script>" in w for w in page.words)
+    assert "\x1b" not in text
+    assert "Ünïcode 脸 🙂" in text
+    assert len(list((hostile / "figures").glob("*.svg"))) == 10
+
+
+# -------------------------------------------------------------------------------------------------------------- figures
+def test_figures_exist_in_every_format_and_repeat_to_the_byte(run: Path) -> None:
+    first = write_report(run, formats=())
+    names = {p.name for p in first}
+    for figure in ("plane", "forest", "cmc", "det", "samples"):
+        for suffix in ("pdf", "svg", "png"):
+            assert {f"{figure}.{suffix}", f"{figure}-wide.{suffix}"} <= names
+    before = {p: p.read_bytes() for p in first}
+    assert all(len(b) > 2000 for b in before.values())
+    assert all(p.read_bytes() == before[p] for p in write_report(run, formats=()))
+    for path, data in before.items():
+        if path.suffix == ".svg":
+            assert b"<dc:date>" not in data
+        if path.suffix == ".pdf":
+            assert b"CreationDate" not in data
+            assert b"/Type3" not in data
+
+
+def test_figures_leave_matplotlib_as_it_was(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "KINDS", ("svg",))
+    import matplotlib as mpl
+    from matplotlib import font_manager
+
+    before, fonts = dict(mpl.rcParams), list(font_manager.fontManager.ttflist)
+    with mpl.rc_context({"font.size": 33.0}):
+        write_report(run, formats=())
+        assert mpl.rcParams["font.size"] == 33.0
+    assert dict(mpl.rcParams) == before
+    assert font_manager.fontManager.ttflist == fonts
+
+
+def test_plane_takes_another_utility(run: Path) -> None:
+
+    with figures.style():
+        drawing = figures.privacy_utility(View(read_run(run)), "faces", y="throughput.faces_per_s")
+        assert isinstance(drawing, figures.Drawing)
+        assert "Speed" in drawing.figure.axes[0].get_ylabel()
+        assert "faces/s" in drawing.figure.axes[0].get_ylabel()
+        assert "123" in drawing.alt
+        assert (
+            figures.privacy_utility(View(read_run(run)), "faces", y="no.such")
+            == "no method has both Worst-case rank-1 and no.such"
+        )
+
+
+def test_plane_draws_every_method_where_it_belongs(run: Path) -> None:
+
+    with figures.style():
+        drawing = figures.privacy_utility(View(read_run(run)), "faces")
+        assert isinstance(drawing, figures.Drawing)
+        points = {
+            (float(x), float(y))
+            for line in drawing.figure.axes[0].lines if line.get_marker() not in ("None", "", None)
+            for x, y in np.asarray(line.get_xydata())
+        }  # fmt: skip
+    assert points == {(v, v) for v in VALUES.values()}
+
+
+def test_pictures_outside_the_run_are_not_read(run: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (4, 4)).save(run.parent / "secret.png")
+    index = json.loads((run / "samples" / "index.json").read_text("utf-8"))
+    index["rows"][0]["files"][0] = "../../secret.png"
+    index["rows"][1]["files"][0] = "absent.png"
+    (run / "samples" / "index.json").write_text(json.dumps(index))
+    with figures.style():
+        drawing = figures.sample_grid(View(read_run(run)))
+    assert isinstance(drawing, figures.Drawing)
+    assert "2 pictures could not be read" in drawing.caption
+    assert "4 images" in drawing.caption  # withheld ones
+
+
+def test_damaged_sample_index_is_named(run: Path) -> None:
+    (run / "samples" / "index.json").write_text('{"columns": 3}')
+    with figures.style(), pytest.raises(InputError, match=r"index\.json is damaged"):
+        figures.sample_grid(View(read_run(run)))
+
+
+def without_curves(folder: Path) -> None:
+    frame([], Curve).to_parquet(folder / "curves.parquet")
+
+
+def without_samples(folder: Path) -> None:
+    shutil.rmtree(folder / "samples")
+
+
+def only_one(folder: Path) -> None:
+    write(folder, record_of([entry("mask")]), rows_of("mask", 0.3), curves_of("mask", 0.3))
+
+
+def all_withheld(folder: Path) -> None:
+    write(folder, record_of([entry(n) for n in ("wall", "void")]), [r for n in ("wall", "void") for r in rows_of(n, None)], [])
+
+
+def no_rows(folder: Path) -> None:
+    write(folder, record_of(METHODS), [], [])
+
+
+def bare_record(folder: Path) -> None:
+    (folder / "run.json").write_text(json.dumps({"schema": SCHEMA_VERSION}))
+
+
+def few_columns(folder: Path) -> None:
+    import pandas as pd
+
+    rows = pd.read_parquet(folder / "rows.parquet")
+    rows[["dataset", "method", "metric", "unit", "value", "recognizer"]].assign(novel=1).to_parquet(folder / "rows.parquet")
+    pd.DataFrame({"method": ["mask"]}).to_parquet(folder / "images.parquet")
+    pd.read_parquet(folder / "curves.parquet")[["dataset", "method", "curve", "recognizer", "x", "y"]].to_parquet(
+        folder / "curves.parquet"
+    )
+
+
+@pytest.mark.parametrize("change", [without_curves, without_samples, only_one, all_withheld, no_rows, bare_record, few_columns])
+def test_poor_runs_still_have_a_whole_report(
+    run: Path, change: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(run)
+    monkeypatch.setattr(figures, "KINDS", ("svg",))  # PDF is tested above; it costs most of the time
+    paths = write_report(run)
+    assert all(p.is_file() and p.stat().st_size > 0 for p in paths)
+    page = Page((run / "report.html").read_text("utf-8"))
+    text = " ".join(" ".join(page.words).split())
+    drawn = {p.stem for p in paths if p.suffix == ".svg" and "wide" not in p.stem}
+    missing = {"plane", "forest", "cmc", "det", "samples"} - drawn
+    assert text.count("not drawn,") == len(missing)
+    if change is without_curves:
+        assert missing == {"cmc", "det"}
+        assert "this run has no CMC curves" in text
+    if change is all_withheld:
+        assert "nothing was released" in text
+        assert "plane" in missing
+    printed(run, 100)
+
+
+def test_figures_can_be_left_out(run: Path) -> None:
+    paths = write_report(run, figures=False)
+    assert not (run / "figures").exists()
+    assert {p.name for p in paths} == {"main.csv", "rows.csv", "main.md", "details.md", "main.tex", "report.html"}
+    assert "Figures were switched off" in (run / "report.html").read_text("utf-8")
+
+
+def test_nothing_temporary_is_left_and_failures_are_named(run: Path) -> None:
+    write_report(run, figures=False)
+    assert list(run.rglob("*.tmp")) == []
+    shutil.rmtree(run / "tables")
+    (run / "tables").write_text("in the way")
+    with pytest.raises(EnvironmentFault, match=r"main\.csv cannot be written"):
+        write_report(run, figures=False)
+
+
+def test_bad_calls(tmp_path: Path, run: Path) -> None:
+    with pytest.raises(InputError, match="unknown report format 'docx'"):
+        write_report(run, formats=("docx",))
+    with pytest.raises(MissingError, match="not a finished run"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_import_is_cheap() -> None:
+    code = "import sys, deidbench.report; print([m for m in ('matplotlib', 'pandas', 'jinja2', 'numpy', 'seaborn') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_rows_survive_the_way_through_parquet(run: Path) -> None:
+    expected = [asdict(r) for label, v in VALUES.items() for r in rows_of(label, v)]
+    assert [asdict(r) for r in View(read_run(run)).rows] == expected
