@@ -85,7 +85,9 @@ class Blur(RegionAnonymizer):
     width that the tool deface applies).  region, margin, feather: see :mod:`deidbench.anonymizers.regions`.
     """
 
-    citation = "Newton, Sweeney, Malin: Preserving Privacy by De-identifying Face Images, IEEE TKDE 17(2), 2005 (ad hoc methods)"
+    citation = (
+        "Newton, Sweeney, Malin: Preserving Privacy by De-identifying Face Images, IEEE TKDE 17(2), 2005 (ad hoc methods)"
+    )
     licence = "Apache-2.0 (part of deidbench)"
     strength = "sigma"
 

@@ -41,7 +41,9 @@ class EyeBar(RegionAnonymizer):
     the box's height from its top, where the eyes of an upright face are.
     """
 
-    citation = "Newton, Sweeney, Malin: Preserving Privacy by De-identifying Face Images, IEEE TKDE 17(2), 2005 (ad hoc methods)"
+    citation = (
+        "Newton, Sweeney, Malin: Preserving Privacy by De-identifying Face Images, IEEE TKDE 17(2), 2005 (ad hoc methods)"
+    )
     licence = "Apache-2.0 (part of deidbench)"
     strength = "height"
 

@@ -19,11 +19,15 @@ class Mask(RegionAnonymizer):
     stronger here is how far the mask reaches: the sweep varies ``margin``.
     """
 
-    citation = "Newton, Sweeney, Malin: Preserving Privacy by De-identifying Face Images, IEEE TKDE 17(2), 2005 (ad hoc methods)"
+    citation = (
+        "Newton, Sweeney, Malin: Preserving Privacy by De-identifying Face Images, IEEE TKDE 17(2), 2005 (ad hoc methods)"
+    )
     licence = "Apache-2.0 (part of deidbench)"
     strength = "margin"
 
-    def __init__(self, colour: Sequence[int] = (0, 0, 0), region: str = "ellipse", margin: float = 1.3, feather: float = 0.0) -> None:
+    def __init__(
+        self, colour: Sequence[int] = (0, 0, 0), region: str = "ellipse", margin: float = 1.3, feather: float = 0.0
+    ) -> None:
         self.colour = colour
         self.region = region
         self.margin = margin

@@ -22,7 +22,9 @@ class Noise(RegionAnonymizer):
     number of the face in the image, and on nothing else.
     """
 
-    citation = "Newton, Sweeney, Malin: Preserving Privacy by De-identifying Face Images, IEEE TKDE 17(2), 2005 (ad hoc methods)"
+    citation = (
+        "Newton, Sweeney, Malin: Preserving Privacy by De-identifying Face Images, IEEE TKDE 17(2), 2005 (ad hoc methods)"
+    )
     licence = "Apache-2.0 (part of deidbench)"
     deterministic = False
     strength = "sigma"

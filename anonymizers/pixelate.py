@@ -21,7 +21,9 @@ class Pixelate(RegionAnonymizer):
     region, margin, feather: see :mod:`deidbench.anonymizers.regions`.
     """
 
-    citation = "Newton, Sweeney, Malin: Preserving Privacy by De-identifying Face Images, IEEE TKDE 17(2), 2005 (ad hoc methods)"
+    citation = (
+        "Newton, Sweeney, Malin: Preserving Privacy by De-identifying Face Images, IEEE TKDE 17(2), 2005 (ad hoc methods)"
+    )
     licence = "Apache-2.0 (part of deidbench)"
     strength = "block"
 

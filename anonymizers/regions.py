@@ -188,7 +188,9 @@ def area_of(face: Face, region: str, margin: float, width: int, height: int, fea
         box = face.box.scaled(margin)
     window = window_of(box, width, height, pad=ceil(feather))
     if window is None:
-        raise FaceProblem(Status.FAILED, f"face lies outside the image ({tuple(round(v, 1) for v in box)}, image {width} x {height})")
+        raise FaceProblem(
+            Status.FAILED, f"face lies outside the image ({tuple(round(v, 1) for v in box)}, image {width} x {height})"
+        )
     if polygon is not None:
         mask = polygon_mask(polygon, window)
     else:
@@ -218,7 +220,9 @@ def cell_starts(origin: float, side: float, start: int, stop: int) -> npt.NDArra
     return np.concatenate(([0], np.flatnonzero(np.diff(cell)) + 1)).astype(np.intp)
 
 
-def spread(cells: npt.NDArray[np.generic], rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp], shape: tuple[int, int]) -> npt.NDArray[np.generic]:
+def spread(
+    cells: npt.NDArray[np.generic], rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp], shape: tuple[int, int]
+) -> npt.NDArray[np.generic]:
     """Cells (r, c, ...) as constant blocks on an array of ``shape``; rows and columns are the cells' starts."""
     down = np.repeat(cells, np.diff(rows, append=shape[0]), axis=0)
     return np.repeat(down, np.diff(columns, append=shape[1]), axis=1)
@@ -232,7 +236,8 @@ def check_number(method: str, key: str, value: object, low: float, high: float, 
     good = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not (good and (low < value if open_low else low <= value) and value <= high):  # type: ignore[operator]
         raise InputError(
-            f"{method}: {key} = {value!r} is not allowed", f"{key} is a number {'above' if open_low else 'from'} {low:g} up to {high:g}"
+            f"{method}: {key} = {value!r} is not allowed",
+            f"{key} is a number {'above' if open_low else 'from'} {low:g} up to {high:g}",
         )
 
 
@@ -246,7 +251,9 @@ def check_colour(method: str, key: str, value: object) -> None:
     """Raises InputError unless ``value`` is three integers in 0..255 (R, G, B)."""
     good = isinstance(value, (tuple, list)) and len(value) == 3
     if not good or not all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= 255 for v in value):  # type: ignore[attr-defined]
-        raise InputError(f"{method}: {key} = {value!r} is not a colour", f"{key} is three integers from 0 to 255, e.g. [0, 0, 0] for black")
+        raise InputError(
+            f"{method}: {key} = {value!r} is not a colour", f"{key} is three integers from 0 to 255, e.g. [0, 0, 0] for black"
+        )
 
 
 def image_fault(image: object) -> str:

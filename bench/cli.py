@@ -42,16 +42,16 @@ def cli() -> None:
     """How private and how useful is a face anonymizer, compared with the others?
 
     \b
-    deidbench run deidbench-v1                    compare the built-in methods on the bundled faces
+    deidbench run demo                            compare built-in methods on the bundled faces
     deidbench run deidbench-v1 --data FOLDER      the same on your own images (one sub-folder per person)
-    deidbench report results/deidbench-v1         write its tables, figures and page again
+    deidbench report results/demo                 write its tables, figures and page again
     deidbench anonymize IN OUT --method blur      anonymise files or folders
     deidbench doctor                              what is installed, what is ready, how to get the rest
     """
 
 
 @cli.command()
-@click.argument("suite", default="deidbench-v1")
+@click.argument("suite", default="demo")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the result.  [default: results/SUITE]")
 @click.option(
     "--data",

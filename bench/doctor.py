@@ -130,7 +130,7 @@ def show(findings: dict[str, Any], console: Console) -> None:
             problem = escape(r["problem"]).replace("\n", "\n           ")
             console.print(f"  {bad if problem else good} {r['name']}" + (f": {problem}" if problem else ""), soft_wrap=True)
     console.print(
-        "\n[green]ready: deidbench run deidbench-v1[/green]"
+        "\n[green]ready: deidbench run demo[/green]"
         if findings["healthy"]
         else "\n[red]not ready: mend what is marked above[/red]"
     )

@@ -18,7 +18,7 @@ from urllib.parse import quote
 from deidbench.records import CONVENTIONS
 from deidbench.report.figures import Saved
 from deidbench.report.tables import Table, detail_tables, groups, headlines, main_table, sentence, warnings
-from deidbench.report.view import CONVENTION_WORDS, View, arrow, counted, percent, plain
+from deidbench.report.view import CONVENTION_WORDS, View, arrow, counted, percent, plain, spoken
 
 #: Sorts the table whose heading was clicked; numbers by value, cells without one last.  No library.
 _SCRIPT = """
@@ -162,7 +162,7 @@ def _protocol(view: View, dataset: str) -> list[tuple[str, str]]:
     out += [(f"Attacker: {plain(a)}", view.knows(a)) for a in view.attackers]
     out += [("Comparison", plain(c)) for c in view.comparisons or [str(protocol.get("comparison", "not stated"))]]
     used = {r.convention for r in view.rows if r.convention}
-    out += [(f"Convention: {c.replace('_', ' ')}", CONVENTION_WORDS[c]) for c in CONVENTIONS if c in used]
+    out += [(f"Convention: {spoken(c)}", CONVENTION_WORDS[c]) for c in CONVENTIONS if c in used]
     if any(r.threshold is not None for r in view.rows):
         out.append(
             (
@@ -179,7 +179,7 @@ def _protocol(view: View, dataset: str) -> list[tuple[str, str]]:
             ("Sanity check", f"on clear images each recogniser must reach {' and '.join(floor)}, or its figures are untrusted")
         )
     placed = ("comparison", "min_clear_rank1", "max_clear_eer")
-    out += [(k.replace("_", " ").capitalize(), v) for k, v in flat({k: v for k, v in protocol.items() if k not in placed})]
+    out += [(spoken(k)[:1].upper() + spoken(k)[1:], v) for k, v in flat({k: v for k, v in protocol.items() if k not in placed})]
     return out
 
 

@@ -33,6 +33,7 @@ from deidbench.report.view import (
     number,
     percent,
     plain,
+    spoken,
     unit_sign,
 )
 
@@ -204,7 +205,7 @@ def _sub(view: View, k: Key) -> str:
     if k.recognizer:
         parts.append(k.recognizer)
     if k.convention not in ("", "headline"):
-        parts.append(k.convention.replace("_", " "))
+        parts.append(spoken(k.convention))
     if k.comparison and len(view.comparisons) > 1:
         parts.append(k.comparison)
     return ", ".join(parts)
@@ -357,10 +358,10 @@ def detail_tables(view: View, dataset: str) -> list[Table]:
     for k in rest:
         family = k.metric.partition(".")[0] or "other"
         if k.convention not in ("", "headline"):
-            family += f", {k.convention.replace('_', ' ')}"
+            family += f", {spoken(k.convention)}"
         families.setdefault(family, []).append(k)
     tables = []
-    for family, keys in families.items():
+    for family, keys in sorted(families.items(), key=lambda f: "," in f[0]):  # the headline convention first
         notes = _Notes()
         columns = [_column(view, dataset, k, _sub(view, k), _name(k)) for k in keys]
         lines = []

@@ -105,6 +105,11 @@ def counted(n: int, noun: str, plural: str = "") -> str:
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}".replace(",", "\u202f" if n >= 10_000 else "")
 
 
+def spoken(name: str) -> str:
+    """A field's name for people: ``fta_as_miss`` is "FTA as miss"."""
+    return " ".join(w.upper() if w in ("fta", "fmr", "eer", "sha256") else w for w in name.split("_"))
+
+
 def percent(value: float, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f}\u00a0%"
 
