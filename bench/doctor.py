@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -64,15 +65,23 @@ def examine() -> dict[str, Any]:
     from deidbench.environment import cpu_name, environment, gpus
     from deidbench.registry import Registry
 
-    def ready(registry: Registry[Any], **samples: str) -> list[dict[str, str]]:
+    def ready(registry: Registry[Any]) -> list[dict[str, str]]:
+        """One record per part: ``problem`` ("" when it is ready), ``needs``: parameters that only the user knows."""
         rows = []
         for name in registry:
+            problem, needs = "", ""
             try:
                 cls = registry.get(name)
-                problem = cls.readiness() if hasattr(cls, "readiness") else cls().missing()
+                needs = ", ".join(
+                    p.name
+                    for p in inspect.signature(cls).parameters.values()
+                    if p.default is p.empty and p.kind is not p.VAR_KEYWORD
+                )
+                if not needs:
+                    problem = cls().missing()
             except Exception as error:  # shown, with the part's name
                 problem = str(error)
-            rows.append({"name": name, "problem": problem})
+            rows.append({"name": name, "problem": problem, "needs": needs})
         return rows
 
     imports = check_imports()
@@ -128,7 +137,8 @@ def show(findings: dict[str, Any], console: Console) -> None:
         console.print(f"\n[bold]{kind}[/bold]")
         for r in findings[kind]:
             problem = escape(r["problem"]).replace("\n", "\n           ")
-            console.print(f"  {bad if problem else good} {r['name']}" + (f": {problem}" if problem else ""), soft_wrap=True)
+            text = f": {problem}" if problem else f" (say which: {r['needs']} = ...)" if r["needs"] else ""
+            console.print(f"  {bad if problem else good} {r['name']}{text}", soft_wrap=True)
     console.print(
         "\n[green]ready: deidbench run demo[/green]"
         if findings["healthy"]
