@@ -136,17 +136,19 @@ class FaceFinder:
                 graph.process(blank)
         return detectors, mesh
 
-    def find(self, image: Image) -> list[Face]:
+    def find(self, image: Image, *, thorough: bool = True) -> list[Face]:
         """All faces of an RGB uint8 (H, W, 3) image, largest first; empty when there is none.
 
         A face whose landmarks cannot be found has ``landmarks=None`` and the detector's box.
+        thorough: False ends the search with the first detector and view that finds anything: small faces in the
+        background may be missing then, the largest one is not.
         """
         if not self._warm:  # the first real inference of a process still prints a warning that means nothing here
             self._warm = True
             with quiet_native_stderr():
-                return self.find(image)
+                return self.find(image, thorough=thorough)
         faces: list[Face] = []
-        for box, score in self._candidates(image):
+        for box, score in self._candidates(image, thorough):
             points = self._mesh(image, box)
             if points is None:
                 faces.append(Face(box, score))
@@ -157,8 +159,8 @@ class FaceFinder:
         kept = _suppress([(f.box, f) for f in order])
         return sorted(kept, key=lambda f: (-f.box.area, f.box))
 
-    def _candidates(self, image: Image) -> list[tuple[Box, float]]:
-        """Boxes and scores of both detectors over all views, overlapping ones merged."""
+    def _candidates(self, image: Image, thorough: bool) -> list[tuple[Box, float]]:
+        """Boxes and scores of both detectors over all views, overlapping ones merged; or of the first that finds any."""
         detectors, _ = self._graphs
         found: list[tuple[Box, float]] = []
         for patch, x0, y0, scale in self._views(image):
@@ -174,6 +176,10 @@ class FaceFinder:
                     )
                     if box.area >= 4:
                         found.append((box, min(float(d.score[0]), 1.0)))
+                if found and not thorough:
+                    break
+            if found and not thorough:
+                break
         found.sort(key=lambda c: (-c[1], c[0]))
         return _suppress([(box, (box, score)) for box, score in found])
 

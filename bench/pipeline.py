@@ -103,10 +103,11 @@ class Keys:
                 judged=[PASSTHROUGH_VERSION, fingerprints.finder, self._box],
             )
         self.picture = key("picture", source=self.source)
-        self.faces = self._faces(self.source)
+        # Where the data set names a face, all of them are looked for; else the largest is enough.
+        self.faces = self._faces(self.source) if method == CLEAR else self._faces(self.source, thorough=self._box is not None)
 
-    def _faces(self, source: str) -> str:
-        return key("faces", source=source, finder=self._f.finder)
+    def _faces(self, source: str, thorough: bool = True) -> str:
+        return key("faces", source=source, finder=self._f.finder, thorough=thorough)
 
     def embedding(self, recognizer: int, fallback: Sequence[float] | None) -> str:
         """``fallback``: the box that is cut out where no face was acquired (pixels), None where one was."""
@@ -403,7 +404,7 @@ class _Batch:
                 same = (image.shape, image.tobytes())  # black frames, for one, are searched once
                 if same not in seen:
                     with _timed(self.outcome, "detect"):
-                        seen[same] = self.plan.finder.find(image)
+                        seen[same] = self.plan.finder.find(image, thorough=s.box is not None)
                 found[s.id] = seen[same]
                 self.outcome.computed["detect"] += 1
             self.new[k] = pack_faces(found[s.id], shape)

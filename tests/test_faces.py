@@ -205,3 +205,11 @@ def test_pack_and_unpack(orl_face: np.ndarray, finder: FaceFinder) -> None:
     np.testing.assert_array_equal(back[0].depth, faces[0].depth)
     assert back[1].landmarks is None
     assert unpack_faces(pack_faces([], (5, 6))) == []
+
+
+def test_a_quick_look_finds_the_same_subject(orl_folder: Path, finder: FaceFinder) -> None:
+    for image in _orl_images(orl_folder, range(2, 41, 6), range(4, 6)):
+        quick, full = finder.find(image, thorough=False), finder.find(image)
+        assert len(quick) == 1
+        np.testing.assert_array_equal(quick[0].landmarks, full[0].landmarks)
+    assert finder.find(np.zeros((100, 80, 3), np.uint8), thorough=False) == []
