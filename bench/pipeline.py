@@ -517,12 +517,12 @@ def run_adapter(anonymizer: Anonymizer, items: Sequence[Item]) -> list[Anonymize
     return [_checked(item, result) for item, result in zip(items, results, strict=True)]
 
 
-def _checked(item: Item, result: Anonymized) -> Anonymized:
+def _checked(item: Item, result: Any) -> Anonymized:
     if not isinstance(result, Anonymized):
         return Anonymized.failed(item.id, f"the adapter returned {type(result).__name__}, not Anonymized")
     if result.id != item.id:
         return Anonymized.failed(item.id, f"the adapter answered for {result.id!r} where {item.id!r} was asked")
-    image = result.image
+    image: Any = result.image
     if image is None:
         if result.status is Status.OK:
             return Anonymized.failed(item.id, "the adapter says ok but returned no image")

@@ -47,7 +47,9 @@ from deidbench.types import Face, Sample, Status
 if TYPE_CHECKING:
     import pandas as pd
 
+    from deidbench.datasets.base import Dataset
     from deidbench.metrics.base import Findings, Metric, Protocol, Table
+    from deidbench.metrics.models.base import Recognizer
 
 
 @dataclass(frozen=True)
@@ -114,16 +116,12 @@ class _Run:
         methods = tuple(kinds.anonymizers.create(m.name, **m.params) for m in self.suite.methods)
         recognizers = tuple(kinds.recognizers.create(r.name, **r.params) for r in file.recognizers)
         metrics = tuple(kinds.metrics.create(m.name, **m.params) for m in file.metrics)
-        for part in (self.dataset, *recognizers):
+        parts: tuple[Dataset | Recognizer, ...] = (self.dataset, *recognizers)
+        for part in parts:
             if problem := part.missing():
                 raise MissingError(f"{part.name} is not ready: {problem}", "deidbench doctor shows what is ready")
-        names = [r.name for r in recognizers]
-        self.recognizer_names = [
-            name if names.count(name) == 1 else f"{name}#{i}"
-            for i, name in enumerate(
-                r.name + (f":{r.params['variant']}" if "variant" in r.params else "") for r in file.recognizers
-            )
-        ]
+        names = [r.name + (f":{r.params['variant']}" if "variant" in r.params else "") for r in file.recognizers]
+        self.recognizer_names = [n if names.count(n) == 1 else f"{n}#{i}" for i, n in enumerate(names)]
         for method in methods:
             method.validate()
         self.workers = self.options.workers or cores()
