@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from deidbench.anonymizers.regions import Area, RegionAnonymizer, Window, check_number
+from deidbench.anonymizers.regions import Area, RegionAnonymizer, Window, block_means, check_number
 from deidbench.kinds import anonymizers
 from deidbench.types import Image
 
@@ -13,6 +13,8 @@ from deidbench.types import Image
 TRUNCATE = 4.0
 #: Above this many pixels of sigma the frame is first averaged over blocks of sigma / COARSE pixels.
 COARSE = 8
+#: Smallest side of the tiles that a large window is worked through in.
+TILE = 128
 
 
 def gaussian_weights(start: int, stop: int, low: int, high: int, n: int, sigma: float, block: int) -> npt.NDArray[np.float64]:
@@ -46,35 +48,39 @@ def blurred(image: Image, window: Window, sigma: float) -> Image:
     that of ``scipy.ndimage.gaussian_filter`` (mode "reflect"), rounded; above, within one grey level of it, at a cost
     that no longer grows with sigma.
     """
-    height, width = image.shape[:2]
     block = max(1, int(sigma / COARSE))
     reach = int(TRUNCATE * sigma + 0.5)
-
-    def line(start: int, stop: int, n: int) -> tuple[int, int, npt.NDArray[np.float64]]:
-        low, high = max(start - reach, 0) // block * block, min(n, -(-(stop + reach) // block) * block)
-        return low, high, gaussian_weights(start, stop, low, high, n, sigma, block)
-
-    y0, y1, down = line(window.y0, window.y1, height)
-    x0, x1, across = line(window.x0, window.x1, width)
-    patch = image[y0:y1, x0:x1]
+    side = max(TILE, 2 * reach)  # in tiles: the weights of a whole frame would be a matrix of its side squared
     out = np.empty((*window.shape, 3), np.uint8)
-    for channel in range(3):
-        if channel and np.array_equal(patch[:, :, channel], patch[:, :, 0]):
-            out[:, :, channel] = out[:, :, 0]  # grey stays grey, and costs a third
-            continue
-        smooth = down @ block_means(patch[:, :, channel], block) @ across.T
-        out[:, :, channel] = np.clip(np.rint(smooth), 0, 255)
+    for y in range(window.y0, window.y1, side):
+        for x in range(window.x0, window.x1, side):
+            tile = Window(y, min(y + side, window.y1), x, min(x + side, window.x1))
+            put = Window(tile.y0 - window.y0, tile.y1 - window.y0, tile.x0 - window.x0, tile.x1 - window.x0)
+            out[put.slices] = _blurred_tile(image, tile, sigma, block, reach)
     return out
 
 
-def block_means(plane: npt.NDArray[np.uint8], block: int) -> npt.NDArray[np.float64]:
-    """Means over blocks of ``block`` x ``block`` pixels from the upper left, float64; blocks at the far ends may be smaller."""
-    if block == 1:
-        return plane.astype(np.float64)
-    rows, columns = np.arange(0, plane.shape[0], block), np.arange(0, plane.shape[1], block)
-    sums = np.add.reduceat(np.add.reduceat(plane, rows, axis=0, dtype=np.int64), columns, axis=1)
-    counts = np.diff(rows, append=plane.shape[0])[:, None] * np.diff(columns, append=plane.shape[1])
-    return np.asarray(sums / counts)
+def _blurred_tile(image: Image, tile: Window, sigma: float, block: int, reach: int) -> Image:
+    height, width = image.shape[:2]
+
+    def line(start: int, stop: int, n: int) -> tuple[int, int, npt.NDArray[np.float64]]:
+        # blocks lie on a grid of the frame, so that a pixel comes out the same whatever window it is asked for in
+        low, high = max(start - reach, 0) // block * block, min(n, -(-(stop + reach) // block) * block)
+        return low, high, gaussian_weights(start, stop, low, high, n, sigma, block)
+
+    y0, y1, down = line(tile.y0, tile.y1, height)
+    x0, x1, across = line(tile.x0, tile.x1, width)
+    patch = image[y0:y1, x0:x1]
+    rows, columns = np.arange(0, y1 - y0, block), np.arange(0, x1 - x0, block)
+    out = np.empty((*tile.shape, 3), np.uint8)
+    for channel in range(3):
+        plane = patch[:, :, channel]
+        if channel and np.array_equal(plane, patch[:, :, 0]):
+            out[:, :, channel] = out[:, :, 0]  # grey stays grey, and costs a third
+            continue
+        means = plane.astype(np.float64) if block == 1 else block_means(plane, rows, columns)
+        out[:, :, channel] = np.clip(np.rint(down @ means @ across.T), 0, 255)
+    return out
 
 
 @anonymizers.register("blur")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from deidbench.anonymizers.regions import Area, RegionAnonymizer, cell_starts, check_number, spread
+from deidbench.anonymizers.regions import Area, RegionAnonymizer, block_means, cell_starts, check_number, spread
 from deidbench.kinds import anonymizers
 from deidbench.types import Image
 
@@ -43,8 +43,5 @@ class Pixelate(RegionAnonymizer):
         patch = image[window.slices]
         rows = cell_starts(area.box.y0, side, window.y0, window.y1)
         columns = cell_starts(area.box.x0, side, window.x0, window.x1)
-        sums = np.add.reduceat(np.add.reduceat(patch, rows, axis=0, dtype=np.int64), columns, axis=1)
-        counts = np.diff(rows, append=window.shape[0])[:, None] * np.diff(columns, append=window.shape[1])
-        counts = counts[:, :, None]
-        means = ((2 * sums + counts) // (2 * counts)).astype(np.uint8)  # exact mean, halves rounded up
-        return np.asarray(spread(means, rows, columns, window.shape), np.uint8)
+        means = np.floor(block_means(patch, rows, columns) + 0.5).astype(np.uint8)  # halves rounded up
+        return spread(means, rows, columns, window.shape)

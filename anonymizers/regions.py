@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from math import ceil, floor, isfinite
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,8 @@ import numpy.typing as npt
 from deidbench.anonymizers.base import Anonymizer
 from deidbench.errors import InputError
 from deidbench.types import Anonymized, Box, Face, FaceResult, Floats, Image, Item, Status
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 REGIONS = ("box", "ellipse", "oval", "frame")
 
@@ -102,7 +104,7 @@ def centroid(polygon: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(origin + ((p + q) * cross[:, None]).sum(axis=0) / (6 * area))
 
 
-def oval(landmarks: npt.NDArray[np.floating], margin: float = 1.0) -> npt.NDArray[np.float64]:
+def oval(landmarks: npt.NDArray[np.float32] | npt.NDArray[np.float64], margin: float = 1.0) -> npt.NDArray[np.float64]:
     """The face outline as a polygon, float64 (36, 2), scaled by ``margin`` about its centroid.
 
     landmarks: FaceMesh points (468 or more, 2) in pixels.
@@ -201,10 +203,10 @@ def area_of(face: Face, region: str, margin: float, width: int, height: int, fea
 def paint(image: Image, area: Area, new: Image) -> None:
     """Puts ``new`` (of the window's size) into ``image`` where the mask says so; other pixels keep every bit."""
     old = image[area.window.slices]
-    if area.mask.dtype == np.bool_:
-        np.copyto(old, new, where=area.mask[:, :, None])
-        return
     alpha = area.mask[:, :, None]
+    if alpha.dtype == np.bool_:
+        np.copyto(old, new, where=alpha.astype(np.bool_, copy=False))
+        return
     old[...] = np.rint(old + (new.astype(np.float32) - old) * alpha).astype(np.uint8)
 
 
@@ -221,11 +223,28 @@ def cell_starts(origin: float, side: float, start: int, stop: int) -> npt.NDArra
 
 
 def spread(
-    cells: npt.NDArray[np.generic], rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp], shape: tuple[int, int]
-) -> npt.NDArray[np.generic]:
+    cells: npt.NDArray[Scalar], rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp], shape: tuple[int, int]
+) -> npt.NDArray[Scalar]:
     """Cells (r, c, ...) as constant blocks on an array of ``shape``; rows and columns are the cells' starts."""
     down = np.repeat(cells, np.diff(rows, append=shape[0]), axis=0)
     return np.repeat(down, np.diff(columns, append=shape[1]), axis=1)
+
+
+def block_means(
+    patch: npt.NDArray[np.uint8], rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp]
+) -> npt.NDArray[np.float64]:
+    """Mean of each block of a uint8 patch (h, w) or (h, w, 3), float64 (rows, columns[, 3]); starts as of :func:`cell_starts`.
+
+    By summed areas, whose float64 sums of integers are exact: the cost does not depend on the size of the blocks.
+    """
+    import cv2
+
+    height, width = patch.shape[:2]
+    sums = cv2.integral(np.ascontiguousarray(patch), sdepth=cv2.CV_64F)
+    corners = sums[np.append(rows, height)][:, np.append(columns, width)]
+    totals = np.diff(np.diff(corners, axis=0), axis=1)
+    counts = np.diff(rows, append=height)[:, None] * np.diff(columns, append=width)
+    return np.asarray(totals / counts.reshape(*counts.shape, *[1] * (patch.ndim - 2)), np.float64)
 
 
 # ------------------------------------------------------------------------------------------------------- validation

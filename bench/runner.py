@@ -381,6 +381,7 @@ class _Run:
     def _throughput(self) -> list[Row]:
         """Wall-clock rows; measured once per method, machine and version, then read from the store."""
         from deidbench.environment import cpu_name, versions
+        from deidbench.metrics import throughput
 
         table = self.suite.file.throughput
         if table.images == 0:
@@ -390,6 +391,7 @@ class _Run:
         keys = [
             key(
                 "timing",
+                version=throughput.VERSION,
                 method=f,
                 machine=machine,
                 images=[s.sha256 for s in samples],

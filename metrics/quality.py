@@ -45,7 +45,7 @@ def ssim(a: Image, b: Image) -> float:
 
     Wang, Bovik, Sheikh, Simoncelli, IEEE TIP 13(4), 2004, with the conventions of scikit-image's
     ``structural_similarity(channel_axis=2, data_range=255)``: uniform 7 x 7 window, sample covariance, borders left out.
-    Written here because that function takes ten times as long; a test holds the two equal to 1e-9.
+    Written here because that function takes two to five times as long; a test holds the two equal to 1e-9.
     Equal images give exactly 1.  NaN for images that differ and are smaller than the window.
     """
     import cv2

@@ -11,7 +11,9 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from deidbench import kinds
-from deidbench.anonymizers.regions import FACE_OVAL, area_of, box_mask, ellipse_mask, oval, polygon_mask, window_of
+from deidbench.anonymizers.blur import blurred, gaussian_weights
+from deidbench.anonymizers.eye_bar import bar
+from deidbench.anonymizers.regions import FACE_OVAL, Window, area_of, box_mask, ellipse_mask, oval, polygon_mask, window_of
 from deidbench.errors import InputError
 from deidbench.faces import FaceFinder
 from deidbench.metrics.quality import Quality
@@ -124,15 +126,61 @@ def test_mask_fills_with_its_colour(picture: np.ndarray) -> None:
     assert (result.image[10:70, 20:60] == (255, 0, 128)).all()
 
 
-def test_blur_is_the_gaussian_of_the_whole_picture(picture: np.ndarray) -> None:
-    """Worked on around the face only, it equals the filter of the whole frame."""
-    box = Box(30, 20, 90, 70)
+@pytest.mark.parametrize(
+    "box", [Box(30, 20, 90, 70), Box(-20, -10, 40, 45), Box(100, 60, 170, 120), Box(-10, -10, 150, 100), Box(70, 40, 72, 42)]
+)
+def test_blur_is_the_gaussian_of_the_whole_picture(picture: np.ndarray, box: Box) -> None:
+    """Worked on around the face only, it equals the filter of the whole frame to the bit, at its borders too."""
     result = _one("blur", picture, (Face(box),), region="box", margin=1.0, sigma=0.1)
     sigma = 0.1 * box.size
-    reference = gaussian_filter(picture.astype(np.float64), (sigma, sigma, 0), mode="nearest", truncate=6)
+    reference = gaussian_filter(picture.astype(np.float64), (sigma, sigma, 0), mode="reflect")
+    inside = box.clipped(140, 90)
+    inner = (slice(int(inside.y0), int(inside.y1)), slice(int(inside.x0), int(inside.x1)))
     assert result.image is not None
-    inner = (slice(20, 70), slice(30, 90))
-    assert np.abs(result.image[inner].astype(float) - reference[inner]).max() <= 1.5
+    np.testing.assert_array_equal(result.image[inner], np.rint(reference[inner]))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (5, 7), (33, 20)])
+@pytest.mark.parametrize("sigma", [0.4, 3.0, 15.5])
+def test_blur_of_pictures_smaller_than_its_kernel(shape: tuple[int, int], sigma: float) -> None:
+    image = np.random.default_rng(2).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    reference = gaussian_filter(image.astype(np.float64), (sigma, sigma, 0), mode="reflect")
+    np.testing.assert_array_equal(blurred(image, Window(0, shape[0], 0, shape[1]), sigma), np.rint(reference))
+
+
+@pytest.mark.parametrize("sigma", [16, 23.7, 60, 300])
+def test_wide_blur_stays_within_a_grey_level_and_knows_no_windows(sigma: float) -> None:
+    """Above 16 pixels blocks are averaged first; noise and an edge are the worst that can come."""
+    image = np.random.default_rng(3).integers(0, 256, (230, 310, 3), dtype=np.uint8)
+    image[:, 150:] = 255
+    whole = blurred(image, Window(0, 230, 0, 310), sigma)
+    reference = gaussian_filter(image.astype(np.float64), (sigma, sigma, 0), mode="reflect")
+    assert np.abs(whole - reference).max() < 1
+    part = Window(41, 203, 77, 222)
+    np.testing.assert_array_equal(blurred(image, part, sigma), whole[part.slices])
+
+
+def test_a_light_blur_does_not_undo_a_heavy_one(picture: np.ndarray) -> None:
+    """Where a small face lies in a large one, in whatever order, the small one's clearer pixels must not come back."""
+    large, small = Face(Box(20, 5, 120, 85)), Face(Box(60, 40, 70, 50))
+    for faces in ((large, small), (small, large)):
+        result = _one("blur", picture, faces, region="box", margin=1.0, sigma=0.05)
+        assert result.image is not None  # sigma is 4.5 and 0.5 pixels
+        assert result.image[40:50, 60:70].astype(float).std() < 0.2 * picture[40:50, 60:70].std()
+
+
+@pytest.mark.parametrize(("sigma", "block"), [(15.0, 1), (16.0, 2), (24.0, 3), (80.0, 10)])
+def test_blur_weights_have_the_variance_asked_for(sigma: float, block: int) -> None:
+    """Block means widen the picture by (block**2 - 1) / 12; what is left for the weights makes up sigma**2."""
+    n = 3000 // block * block
+    [weights] = gaussian_weights(1500, 1501, 0, n, n, sigma, block)
+    centres = np.arange(0, n, block) + (block - 1) / 2
+    assert weights.sum() == pytest.approx(1)
+    mean = (weights * centres).sum()
+    assert mean == pytest.approx(1500, abs=0.01)
+    variance = (weights * (centres - mean) ** 2).sum() + (block**2 - 1) / 12
+    # cut off at four sigmas a Gaussian has 0.9989 of its variance
+    assert variance == pytest.approx(0.9989 * sigma**2, rel=3e-4)
 
 
 def test_blur_scales_with_the_face(orl_face: np.ndarray, face: Face) -> None:
@@ -148,20 +196,24 @@ def test_blur_scales_with_the_face(orl_face: np.ndarray, face: Face) -> None:
         assert np.abs(back.astype(float) - small).mean() < 6, name
 
 
-def test_pixelate_equals_brute_force_on_a_region_that_is_not_square(picture: np.ndarray) -> None:
-    box = Box(13, 7, 121, 79)  # 108 x 72: size 88.18
-    result = _one("pixelate", picture, (Face(box),), region="box", margin=1.0, block=0.1)
+@pytest.mark.parametrize("block", [0.01, 0.1, 0.37, 2.0])
+@pytest.mark.parametrize(
+    "box", [Box(13, 7, 121, 79), Box(-30.5, 20.25, 60.5, 130), Box(100, -20, 190, 30), Box(70, 40, 71, 41)]
+)
+def test_pixelate_equals_brute_force_on_a_region_that_is_not_square(picture: np.ndarray, box: Box, block: float) -> None:
+    """Blocks start at the box's corner, even outside the frame, and average only what lies in the frame."""
+    result = _one("pixelate", picture, (Face(box),), region="box", margin=1.0, block=block)
     assert result.image is not None
-    side = 0.1 * box.size
-    column = np.floor((np.arange(13, 121) + 0.5 - box.x0) / side).astype(int)
-    row = np.floor((np.arange(7, 79) + 0.5 - box.y0) / side).astype(int)
-    inside = picture[7:79, 13:121].astype(np.float64)
-    out = result.image[7:79, 13:121]
+    side = max(block * box.size, 2)
+    inside = box.clipped(140, 90)
+    xs = np.arange(math.floor(inside.x0), math.ceil(inside.x1))
+    ys = np.arange(math.floor(inside.y0), math.ceil(inside.y1))
+    column, row = np.floor((xs + 0.5 - box.x0) / side), np.floor((ys + 0.5 - box.y0) / side)
     for r in np.unique(row):
         for c in np.unique(column):
-            cell = np.ix_(row == r, column == c)
-            assert (out[cell] == out[cell].reshape(-1, 3)[0]).all(), "a block has one colour"
-            assert np.abs(out[cell].reshape(-1, 3)[0] - inside[cell].reshape(-1, 3).mean(axis=0)).max() <= 1
+            cell = np.ix_(ys[row == r], xs[column == c])
+            mean = picture[cell].reshape(-1, 3).astype(int).sum(axis=0) / picture[cell][..., 0].size
+            assert (result.image[cell] == np.floor(mean + 0.5)).all()
 
 
 def test_noise_has_its_sigma_and_its_grain(orl_face: np.ndarray) -> None:
@@ -173,11 +225,42 @@ def test_noise_has_its_sigma_and_its_grain(orl_face: np.ndarray) -> None:
     assert abs(noise.mean()) < 5
     cells = noise[5::20, 5::20]
     assert abs(np.corrcoef(cells[:, :-1].ravel(), cells[:, 1:].ravel())[0, 1]) < 0.2, "neighbouring grains are independent"
-    assert abs(noise[0, 0] - noise[1, 1]) <= 1, "within a grain the noise is one value"
+    blocks = noise.reshape(20, 20, 20, 20)
+    assert (blocks == blocks[:, :1, :, :1]).all(), "within a grain the noise is one value"
     assert (result.image[..., 0] == result.image[..., 2]).all()
     free = _one("noise", grey, (Face(Box(0, 0, 400, 400)),), region="frame", channels="independent").image
     assert free is not None
     assert (free[..., 0] != free[..., 2]).any()
+
+
+@pytest.mark.parametrize("angle", [-35.0, 0.0, 20.0, 80.0])
+def test_the_bar_is_a_rectangle_of_its_height_and_length(face: Face, angle: float) -> None:
+    assert face.landmarks is not None
+    turn = np.radians(angle)
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    points = face.landmarks @ rotation.T.astype(np.float32)
+    corners = bar(Face(face.box, 1.0, points), height=10.0, length=1.5)
+    sides = np.roll(corners, -1, axis=0) - corners
+    level = bar(face, height=10.0, length=1.5)
+    np.testing.assert_allclose(corners, level @ rotation.T, atol=1e-3, err_msg="the bar turns with the face")
+    assert np.hypot(*sides[1]) == pytest.approx(10)
+    assert sides[0] @ sides[1] == pytest.approx(0, abs=1e-6)
+    along = sides[0] / np.hypot(*sides[0])
+    outline = points[list(FACE_OVAL)] @ along
+    assert np.hypot(*sides[0]) == pytest.approx(1.5 * np.ptp(outline), rel=1e-4)
+    eyes = points[[33, 133, 362, 263]].mean(axis=0)
+    assert (eyes - corners.mean(axis=0)) @ sides[1] == pytest.approx(0, abs=1e-2), "the eyes lie on its middle line"
+
+
+def test_without_landmarks_the_bar_is_level_and_still_over_the_eyes(orl_face: np.ndarray, face: Face) -> None:
+    result = _one("eye-bar", orl_face, (Face(face.box),), colour=(255, 0, 0))
+    assert result.status is Status.OK
+    assert result.image is not None
+    assert face.landmarks is not None
+    red = (result.image == (255, 0, 0)).all(axis=2)
+    for index in (33, 133, 263, 362, 468, 473):
+        x, y = face.landmarks[index]
+        assert red[int(y), int(x)]
 
 
 def test_the_bar_lies_over_the_eyes_along_their_line(orl_face: np.ndarray, finder: FaceFinder) -> None:
