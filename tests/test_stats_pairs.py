@@ -133,3 +133,16 @@ def test_empty_pairs_give_nan():
     draws = intervals.person_draws(names(4), 10, 0)
     assert np.isnan(pairs.bootstrap_eer(none, draws)).all()
     assert np.isnan(pairs.bootstrap_auc(none, draws)).all()
+
+
+@pytest.mark.parametrize("share", [0.9, 0.97, 1.0])
+def test_nearly_all_failed_is_exact_too(share):
+    """Failures scored -inf tie by the thousand; the crossing then lies within a handful of levels."""
+    p = make(16, 6, 3, 4)
+    rng = np.random.default_rng(1)
+    p.genuine[rng.random(len(p.genuine)) < share] = -np.inf
+    p.impostor[rng.random(len(p.impostor)) < share] = -np.inf
+    draws = intervals.person_draws(names(16), 40, 0)
+    eer = pairs.bootstrap_eer(p, draws)
+    for b, row in enumerate(draws.astype(float)):
+        assert eer[b] == pytest.approx(roc.eer(*written_out(p, row)).value, abs=1e-12)

@@ -8,6 +8,7 @@ on the order of summation, the number of threads or the BLAS.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -101,6 +102,7 @@ def bootstrap_eer(pairs: Pairs, draws: npt.NDArray[np.uint8]) -> npt.NDArray[np.
         pairs.impostor_b[order],
     )
     gen, gp, imp, ia, ib = pairs
+    code = ia * w.shape[1] + ib
     bottom = np.full(1, -np.inf, np.float32)
     b = _bracket(pairs, w, np.unique(np.concatenate([bottom, _quantiles(gen, _COARSE), _quantiles(imp, _COARSE)])))
     ok = (b.ibelow[:, -1] > 0) & (b.gbelow[:, -1] > 0)
@@ -115,11 +117,19 @@ def bootstrap_eer(pairs: Pairs, draws: npt.NDArray[np.uint8]) -> npt.NDArray[np.
         i0, i1, g0, g1 = b.icut[s], b.icut[s + 1], b.gcut[s], b.gcut[s + 1]
         levels = np.unique(np.concatenate([imp[i0:i1], gen[g0:g1]]))
         icuts, gcuts = np.searchsorted(imp[i0:i1], levels, "left"), np.searchsorted(gen[g0:g1], levels, "left")
-        step = max(1, (1 << 20) // (1 + (i1 - i0) + (g1 - g0)))
+        # Nothing beyond the start of the last level is asked for: with many ties (a constant embedding) that is nearly all.
+        i1, g1 = i0 + icuts[-1], g0 + gcuts[-1]
+        tied = i1 - i0 > 20 * len(levels)  # few levels of many pairs (failures scored -inf): a level at a time is quicker
+        parts = [_by_persons(code[i0 + a : i0 + b], w.shape[1]) for a, b in pairwise(icuts)] if tied else []
+        step = max(1, (1 << 20) // (1 + (len(levels) if tied else i1 - i0) + (g1 - g0)))
         for start in range(0, len(rows), step):
             r = rows[start : start + step]
             column = np.zeros((len(r), 1))
-            iw = np.hstack([column, np.cumsum(w[r][:, ia[i0:i1]] * w[r][:, ib[i0:i1]], 1)])[:, icuts] + b.ibelow[r, s, None]
+            if tied:
+                iw = np.cumsum(np.hstack([column, *(_quadratic(w[r], part)[:, None] for part in parts)]), 1)
+            else:
+                iw = np.hstack([column, np.cumsum(w[r][:, ia[i0:i1]] * w[r][:, ib[i0:i1]], 1)])[:, icuts]
+            iw = iw + b.ibelow[r, s, None]
             gw = np.hstack([column, np.cumsum(w[r][:, gp[g0:g1]], 1)])[:, gcuts] + b.gbelow[r, s, None]
             # The operating points of the levels, then that of the next edge.
             f = 1 - np.hstack([iw, b.ibelow[r, s + 1, None]]) / b.ibelow[r, -1:]
