@@ -601,6 +601,7 @@ def test_figures_exist_in_every_format_and_repeat_to_the_byte(run: Path) -> None
             assert {f"{figure}.{suffix}", f"{figure}-wide.{suffix}"} <= names
     before = {p: p.read_bytes() for p in first}
     assert all(len(b) > 2000 for b in before.values())
+    (run / "figures" / "drawn.json").unlink()  # so that they are drawn again
     assert all(p.read_bytes() == before[p] for p in write_report(run, formats=()))
     for path, data in before.items():
         if path.suffix == ".svg":
@@ -759,3 +760,37 @@ def test_import_is_cheap() -> None:
 def test_rows_survive_the_way_through_parquet(run: Path) -> None:
     expected = [asdict(r) for label, v in VALUES.items() for r in rows_of(label, v)]
     assert [asdict(r) for r in View(read_run(run)).rows] == expected
+
+
+def test_figures_are_drawn_again_only_when_something_changed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deidbench.report import figures
+
+    drawn: list[int] = []
+
+    def draw(view: View, folder: Path, say: object = None) -> list[figures.Saved]:
+        drawn.append(1)
+        folder.mkdir(exist_ok=True)
+        (folder / "x.png").write_bytes(b"x" * len(drawn))
+        return [figures.Saved("x", "X", "caption", "alt", (folder / "x.png",), ()), figures.Saved("y", "Y", why="no points")]
+
+    monkeypatch.setattr(figures, "draw_all", draw)
+    first = write_report(run, formats=())
+    assert write_report(run, formats=()) == first
+    assert len(drawn) == 1
+    record = json.loads((run / "run.json").read_text())
+    for change in ({"finished": "later", "timings": {"all": 3}}, {"run": {"workers": 7}}):
+        (run / "run.json").write_text(json.dumps({**record, **change}))
+        write_report(run, formats=())
+    assert len(drawn) == 1, "how long a run took is in no figure"
+    (run / "figures" / "x.png").write_bytes(b"damaged")
+    write_report(run, formats=())
+    assert len(drawn) == 2
+    (run / "run.json").write_text(json.dumps({**record, "methods": record["methods"][:1]}))
+    write_report(run, formats=())
+    assert len(drawn) == 3
+    next((run / "samples").rglob("*.png")).write_bytes(b"another picture")
+    write_report(run, formats=())
+    assert len(drawn) == 4
+    (run / "figures" / "drawn.json").write_text("[]")
+    write_report(run, formats=())
+    assert len(drawn) == 5

@@ -30,7 +30,7 @@ def write_report(
 ) -> list[Path]:
     """Reads the run in ``folder`` and writes ``tables/``, ``figures/`` and ``report.html`` into it.
 
-    formats: of :data:`FORMATS`.  figures: draw them (most of the time goes there).  console: told what is under way.
+    formats: of :data:`FORMATS`.  figures: draw them, unless they are there already and would come out the same.  console: told what is under way.
     Every file is written whole or not at all.  Returns the paths, in the order in which they were written.
     Raises MissingError or InputError where the folder is no readable run, EnvironmentFault where it cannot be written.
     """
@@ -63,9 +63,9 @@ def write_report(
         written.append(write_atomically(folder / "tables" / "main.tex", tables.latex(main)))
     drawn = []
     if figures:
-        from deidbench.report.figures import draw_all
+        from deidbench.report.reuse import figures as draw
 
-        drawn = draw_all(view, folder / "figures", say=say)
+        drawn = draw(view, folder / "figures", say=say)
         for saved in drawn:
             written += [*saved.narrow, *saved.wide]
             if saved.why:
