@@ -208,10 +208,12 @@ def _killed(command: Sequence[str], number: int, after: float) -> int:
     return process.returncode
 
 
-def test_interrupted_says_so_and_goes_on(reference: tuple[Path, Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_or_killed_it_goes_on(reference: tuple[Path, Path, Path], tmp_path: Path, number: int) -> None:
     suite, folder, _ = reference
-    command = _command(suite, tmp_path / "run", tmp_path / "cache", "--workers", "1", "--batch", "2")
-    assert _killed(command, signal.SIGINT, 5.0) in (ExitCode.INTERRUPTED, ExitCode.OK)
+    command = _command(suite, tmp_path / "run", tmp_path / "cache", "--workers", "1", "--batch", "1")
+    code = _killed(command, number, 6.0)
+    assert code == (ExitCode.INTERRUPTED if number == signal.SIGINT else -signal.SIGKILL), "it must hit a running benchmark"
     subprocess.run(command, check=True)
     pd.testing.assert_frame_equal(_figures(folder), _figures(tmp_path / "run"), check_exact=False, rtol=0, atol=1e-6)
 

@@ -1,0 +1,97 @@
+"""The committed reference: what the protocol expects of it, and that a fresh run gives the same figures."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from deidbench import kinds
+from deidbench.datasets.base import manifest_sha256
+from deidbench.records import read_run
+from deidbench.runner import Options, run_suite
+from deidbench.suite import load_suite
+
+REFERENCE = Path(__file__).resolve().parent.parent / "results" / "reference" / "demo"
+KEY = ["method", "metric", "recognizer", "attacker", "convention"]
+
+
+@pytest.fixture(scope="module")
+def rows() -> pd.DataFrame:
+    return read_run(REFERENCE).rows
+
+
+def _value(rows: pd.DataFrame, method: str, metric: str, recognizer: str) -> pd.Series:
+    chosen = rows[
+        (rows.method == method) & (rows.metric == metric) & (rows.recognizer == recognizer) & (rows.convention == "headline")
+    ]
+    assert len(chosen) == 1
+    return chosen.iloc[0]
+
+
+def test_it_is_of_this_suite_and_of_this_data() -> None:
+    record = read_run(REFERENCE).record
+    suite = load_suite("demo")
+    assert record["suite"]["sha256"] == suite.sha256, "the demo changed: run it and commit its result as the reference"
+    assert [m["label"] for m in record["methods"]] == [m.label for m in suite.methods]
+    orl = kinds.datasets.create("orl")
+    assert record["dataset"]["manifest_sha256"] == manifest_sha256(orl.manifest())
+    assert record["protocol"]["deviations"] == []
+
+
+@pytest.mark.parametrize("recognizer", ["dlib", "sface"])
+def test_clear_images_are_recognised_and_black_ones_are_not(rows: pd.DataFrame, recognizer: str) -> None:
+    assert _value(rows, "original", "reid.rank1", recognizer).value >= 0.99
+    assert _value(rows, "original", "reid.eer", recognizer).value <= 0.01
+    black = _value(rows, "blackout", "reid.rank1", recognizer)
+    assert black.lo <= black.chance <= black.hi
+    assert abs(black.value - 9 / 399) < 0.01
+
+
+@pytest.mark.parametrize("family", ["blur", "pixelate"])
+@pytest.mark.parametrize("recognizer", ["dlib", "sface"])
+def test_re_identification_falls_as_the_strength_grows(rows: pd.DataFrame, family: str, recognizer: str) -> None:
+    labels = [m.label for m in load_suite("demo").methods if m.family == family]
+    assert len(labels) >= 3
+    rank1 = [_value(rows, m, "reid.rank1", recognizer).value for m in labels]
+    ssim = [rows[(rows.method == m) & (rows.metric == "quality.ssim_face")].value.iloc[0] for m in labels]
+    assert rank1 == sorted(rank1, reverse=True)
+    assert ssim == sorted(ssim, reverse=True)
+    assert rank1[0] - rank1[-1] > 0.5
+
+
+def test_a_face_that_no_detector_finds_is_still_attacked(rows: pd.DataFrame) -> None:
+    """The trap of the field: counting what a detector misses as private."""
+    headline = _value(rows, "blur 0.12", "reid.rank1", "sface")
+    miss = rows[
+        (rows.method == "blur 0.12")
+        & (rows.metric == "reid.rank1")
+        & (rows.recognizer == "sface")
+        & (rows.convention == "fta_as_miss")
+    ].iloc[0]
+    assert headline.n_fta / headline.n_images > 0.9
+    assert miss.value < headline.value / 3
+    assert headline.n_images == miss.n_images == 400
+
+
+@pytest.mark.slow
+def test_a_fresh_run_gives_the_same_figures(tmp_path: Path, rows: pd.DataFrame) -> None:
+    """Recognisers compute in floating point, so another processor may turn a decision or two; no figure moves further."""
+    run_suite(load_suite("demo"), tmp_path / "run", Options(cache=tmp_path / "cache", quiet=True))
+    new = read_run(tmp_path / "run").rows
+    old, new = (r[~r.timing].set_index(KEY).sort_index() for r in (rows, new))
+    assert list(old.index) == list(new.index)
+    pd.testing.assert_series_equal(old.value, new.value, atol=0.01, rtol=0.01)
+    pd.testing.assert_frame_equal(
+        old[["n_images", "n_persons", "n_failed", "ci_reason"]], new[["n_images", "n_persons", "n_failed", "ci_reason"]]
+    )
+
+
+def test_pictures_in_the_readme_are_there() -> None:
+    text = (REFERENCE.parents[2] / "README.md").read_text("utf-8")
+    for name in ("plane.png", "samples.png"):
+        assert f"results/reference/demo/{name}" in text
+        assert hashlib.sha256((REFERENCE / name).read_bytes()).hexdigest()
+        assert (REFERENCE / name).read_bytes().startswith(b"\x89PNG")
