@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from deidbench.errors import DeidbenchError, EnvironmentFault, ExitCode, ImageError, InputError
-from deidbench.images import IMAGE_SUFFIXES, WRITABLE, atomic_write, encode_image, read_image
+from deidbench.images import IMAGE_SUFFIXES, WRITABLE, atomic_write, encode_image, make_folder, read_image
 from deidbench.types import Anonymized, Face, Image, Item, Status
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def anonymize_tree(
     lines: dict[str, Line] = {**done, **{line.path: line for line in found.unreadable}}
     written = 0
     home = folder if folder is not None else target.parent
-    _make_folder(home)
+    make_folder(home)
     anonymizer.load()
     guard = _Guard(source if found.is_tree else None, home)
     with (
@@ -328,17 +328,8 @@ class _Guard:
         real = Path(os.path.realpath(folder))  # before anything is made in it
         if not real.is_relative_to(self.target) or (self.source is not None and real.is_relative_to(self.source)):
             raise InputError(f"{folder} leads out of the output folder by a symbolic link (to {real})", "remove the link")
-        _make_folder(folder)
+        make_folder(folder)
         self._good.add(folder)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EnvironmentFault(
-            f"folder {folder} cannot be made: {error.strerror or error}", "choose another folder for the output"
-        ) from error
 
 
 def _remove(path: Path) -> None:

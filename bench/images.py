@@ -430,6 +430,16 @@ def write_image(path: str | os.PathLike[str], image: Image, quality: int = 95) -
     atomic_write(path, encode_image(image, path.suffix, quality))
 
 
+def make_folder(folder: str | os.PathLike[str]) -> None:
+    """Makes a folder with its parents, where it is not there yet.  Raises EnvironmentFault where that is not possible."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"folder {folder} cannot be made: {error.strerror or error}", "choose another folder for the output"
+        ) from error
+
+
 def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Writes a file whole or not at all: temporary name in the same folder, fsync, rename.
 

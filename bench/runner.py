@@ -21,7 +21,7 @@ import numpy as np
 
 from deidbench import __version__, kinds
 from deidbench.cache import Store, default_folder, key
-from deidbench.errors import DeidbenchError, EnvironmentFault, InputError, MissingError
+from deidbench.errors import DeidbenchError, InputError, MissingError
 from deidbench.executors import cores, make_executor
 from deidbench.faces import FaceFinder, subject_face, unpack_faces, unpack_shape
 from deidbench.pipeline import (
@@ -139,10 +139,10 @@ class _Run:
 
     # -- the stages --------------------------------------------------------------------------------------------
     def run(self) -> Result:
-        from deidbench.images import atomic_write
+        from deidbench.images import atomic_write, make_folder
 
         self.store = Store(self.plan.store)
-        _folder(self.out)
+        make_folder(self.out)
         atomic_write(self.out / "suite.json", self.suite.file.model_dump_json(indent=1))
         executor = make_executor(self.workers, initialise, (self.plan,))
         try:
@@ -524,7 +524,7 @@ class _Run:
         """Pictures of a few persons under every method, evenly spread over the persons, the first image of each."""
         import shutil
 
-        from deidbench.images import atomic_write
+        from deidbench.images import atomic_write, make_folder
 
         folder = self.out / "samples"
         shutil.rmtree(folder, ignore_errors=True)
@@ -544,7 +544,7 @@ class _Run:
                 data = pictures.get(keys[s.id].picture)
                 files.append(None if data is None else f"{spec.slug}/{i}.png")
                 if data is not None:
-                    _folder(folder / spec.slug)
+                    make_folder(folder / spec.slug)
                     atomic_write(folder / spec.slug / f"{i}.png", data)
             statuses = [st.status.value if (st := state[s.id].output) else "" for s in chosen]
             rows.append({"label": spec.label, "slug": spec.slug, "files": files, "statuses": statuses})
@@ -574,16 +574,6 @@ class _Stage:
 
     def __exit__(self, *_: object) -> None:
         self.wall[self.name] = time.perf_counter() - self.start
-
-
-def _folder(path: Path) -> None:
-    """Makes a folder with its parents.  Raises EnvironmentFault where that is not possible."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EnvironmentFault(
-            f"cannot make the folder {path}: {error.strerror or error}", "name another one with --out"
-        ) from error
 
 
 def _score(task: tuple[Metric, Table, Table, Protocol]) -> Findings:

@@ -741,7 +741,7 @@ def test_nothing_temporary_is_left_and_failures_are_named(run: Path) -> None:
     assert list(run.rglob("*.tmp")) == []
     shutil.rmtree(run / "tables")
     (run / "tables").write_text("in the way")
-    with pytest.raises(EnvironmentFault, match=r"main\.csv cannot be written"):
+    with pytest.raises(EnvironmentFault, match=r"tables cannot be made"):
         write_report(run, figures=False)
 
 

@@ -6,11 +6,8 @@ digits a rate gets, how an interval, a missing value or an untrusted figure is w
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import re
-import secrets
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
@@ -18,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deidbench.errors import EnvironmentFault
 from deidbench.records import CONVENTIONS, Row, Run
 
 if TYPE_CHECKING:
@@ -480,20 +476,9 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def write_atomically(path: Path, data: bytes | str) -> Path:
-    """Writes the whole file or nothing: a temporary file beside it, synced, renamed."""
-    raw = data.encode("utf-8") if isinstance(data, str) else data
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
-            temporary.unlink(missing_ok=True)
-        raise EnvironmentFault(
-            f"{path} cannot be written: {error}", "make room or permit writing, then: deidbench report RUN"
-        ) from error
+    """The whole file or nothing, its folder made where it is absent."""
+    from deidbench.images import atomic_write, make_folder
+
+    make_folder(path.parent)
+    atomic_write(path, data)
     return path
