@@ -586,7 +586,7 @@ def _multiples(
     ncols = min(most, len(panels))
     nrows = -(-len(panels) // ncols)
     left, right, gap = 0.48, 0.1, 0.16
-    pw = (width - left - right - gap * (most - 1)) / most if len(panels) > 1 else min(width - left - right, 3.2)
+    pw = min((width - left - right - gap * (ncols - 1)) / ncols, 3.2)
     ph = pw if square else pw * 0.85
     size = 6.0
 
