@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import pandas as pd
@@ -93,5 +92,4 @@ def test_pictures_in_the_readme_are_there() -> None:
     text = (REFERENCE.parents[2] / "README.md").read_text("utf-8")
     for name in ("plane.png", "samples.png"):
         assert f"results/reference/demo/{name}" in text
-        assert hashlib.sha256((REFERENCE / name).read_bytes()).hexdigest()
         assert (REFERENCE / name).read_bytes().startswith(b"\x89PNG")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -20,6 +22,7 @@ import pytest
 
 from deidbench import kinds
 from deidbench.anonymizers.base import Anonymizer
+from deidbench.cache import LAYOUT
 from deidbench.errors import ExitCode, InputError
 from deidbench.faces import FaceFinder
 from deidbench.pipeline import fallback_box, item_seed, passthrough, run_adapter, typical_box
@@ -196,23 +199,40 @@ def _command(suite: Path, out: Path, cache: Path, *more: str) -> list[str]:
     ]
 
 
-def _killed(command: Sequence[str], number: int, after: float) -> int:
-    """Starts the command in its own group, sends the signal to all of it after some seconds; its exit code."""
+def _killed(command: Sequence[str], number: int, ready: Callable[[], bool]) -> int:
+    """Starts the command in its own group and signals it (SIGKILL: all of the group) once ``ready``; its exit code."""
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
-    time.sleep(after)
-    if number == signal.SIGINT:
-        process.send_signal(number)
-    else:
-        os.killpg(process.pid, number)
+    while process.poll() is None and not ready():
+        time.sleep(0.05)
+    if process.poll() is None:
+        if number == signal.SIGINT:
+            process.send_signal(number)
+        else:
+            os.killpg(process.pid, number)
     process.communicate(timeout=120)
     return process.returncode
+
+
+def _artefacts(cache: Path) -> int:
+    """How many artefacts a run has stored so far."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{cache / f'store-v{LAYOUT}.sqlite'}?mode=ro", uri=True)) as db:
+            return int(db.execute("SELECT COUNT(*) FROM artefact").fetchone()[0])
+    except sqlite3.Error:
+        return 0
+
+
+def _after(seconds: float) -> Callable[[], bool]:
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() >= end
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_or_killed_it_goes_on(reference: tuple[Path, Path, Path], tmp_path: Path, number: int) -> None:
     suite, folder, _ = reference
     command = _command(suite, tmp_path / "run", tmp_path / "cache", "--workers", "1", "--batch", "1")
-    code = _killed(command, number, 6.0)
+    # 20 clear images give 40 artefacts, the five methods some 400 more: in the midst of them, however fast the machine.
+    code = _killed(command, number, lambda: _artefacts(tmp_path / "cache") >= 100)
     assert code == (ExitCode.INTERRUPTED if number == signal.SIGINT else -signal.SIGKILL), "it must hit a running benchmark"
     subprocess.run(command, check=True)
     pd.testing.assert_frame_equal(_figures(folder), _figures(tmp_path / "run"), check_exact=False, rtol=0, atol=1e-6)
@@ -226,7 +246,7 @@ def test_killed_at_five_random_moments(reference: tuple[Path, Path, Path], tmp_p
         cache, out = tmp_path / f"cache{workers}", tmp_path / f"run{workers}"
         command = _command(suite, out, cache, "--workers", str(workers), "--batch", "2")
         moments = [rng.uniform(2, 12) for _ in range(5)]
-        codes = [_killed(command, signal.SIGKILL, moment) for moment in moments]
+        codes = [_killed(command, signal.SIGKILL, _after(moment)) for moment in moments]
         assert -signal.SIGKILL in codes, f"at least one kill must hit a running benchmark: {codes}"
         subprocess.run(command, check=True)
         pd.testing.assert_frame_equal(_figures(folder), _figures(out), check_exact=False, rtol=0, atol=1e-6)
