@@ -1,0 +1,8 @@
+"""Other people's programs as anonymizers: each runs in its own environment, as a process of its own.
+
+Importing this package registers them (the registry walks the room's modules, not what lies deeper).
+"""
+
+from deidbench.anonymizers.external import deepprivacy2
+
+__all__ = ["deepprivacy2"]

@@ -1,0 +1,1 @@
+"""Scripts that run inside other programs' environments.  Nothing here is imported by deidbench."""
