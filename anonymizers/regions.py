@@ -210,6 +210,17 @@ def paint(image: Image, area: Area, new: Image) -> None:
     old[...] = np.rint(old + (new.astype(np.float32) - old) * alpha).astype(np.uint8)
 
 
+def release(id: str, image: Image, faces: Sequence[FaceResult], crops: Sequence[Image] = ()) -> Anonymized:
+    """The result of an image: released only where *every* face in it was handled; one face left clear withholds it."""
+    bad = [(index, r) for index, r in enumerate(faces) if r.status is not Status.OK]
+    if not bad:
+        return Anonymized(id, Status.OK, image, tuple(faces), crops=tuple(crops))
+    statuses = {r.status for _, r in bad}
+    status = bad[0][1].status if len(statuses) == 1 else Status.FAILED
+    reason = "image withheld; " + "; ".join(f"face {index + 1} of {len(faces)}: {r.reason}" for index, r in bad)
+    return Anonymized(id, status, None, tuple(faces), reason)
+
+
 # ----------------------------------------------------------------------------------------------------------- blocks
 
 
@@ -354,10 +365,4 @@ class RegionAnonymizer(Anonymizer):
                 size = max(f.box.size for f in faces)
             rng = np.random.default_rng([item.seed % 2**64, index])
             paint(out, area, self._new_pixels(out, area, size, rng))
-        bad = [(index, r) for index, r in enumerate(results) if r.status is not Status.OK]
-        if not bad:
-            return Anonymized(item.id, Status.OK, out, tuple(results))
-        statuses = {r.status for _, r in bad}
-        status = bad[0][1].status if len(statuses) == 1 else Status.FAILED
-        reason = "image withheld; " + "; ".join(f"face {index + 1} of {len(faces)}: {r.reason}" for index, r in bad)
-        return Anonymized(item.id, status, None, tuple(results), reason)
+        return release(item.id, out, results)

@@ -93,6 +93,11 @@ def _mediapipe() -> ModuleType:
     return mediapipe  # type: ignore[no-any-return]
 
 
+def mediapipe_solutions() -> Any:
+    """``mediapipe.solutions``.  Raises MissingError where mediapipe is not installed."""
+    return _mediapipe().solutions
+
+
 class FaceFinder:
     """Finds all faces of an image with their landmarks.
 
@@ -158,6 +163,18 @@ class FaceFinder:
         order = sorted(faces, key=lambda f: (f.landmarks is None, -f.score, f.box))
         kept = _suppress([(f.box, f) for f in order])
         return sorted(kept, key=lambda f: (-f.box.area, f.box))
+
+    def mesh(self, crop: Image) -> Floats | None:
+        """The 478 points of the one face that fills ``crop``, float32 (478, 2) as fractions of its sides; None where there is none.
+
+        FaceMesh as the programs of the field call it: static mode, one face, refined irises, confidence 0.5, on the crop as it is.
+        """
+        if not self._warm:
+            self._warm = True
+            with quiet_native_stderr():
+                return self.mesh(crop)
+        found = self._graphs[1].process(crop).multi_face_landmarks
+        return np.array([(p.x, p.y) for p in found[0].landmark], np.float32) if found else None
 
     def _candidates(self, image: Image, thorough: bool) -> list[tuple[Box, float]]:
         """Boxes and scores of both detectors over all views, overlapping ones merged; or of the first that finds any."""

@@ -150,6 +150,8 @@ class Anonymized:
 
     image: RGB uint8, H x W x 3, or None where nothing may be released (``no_face``, ``failed``).
     faces: one entry per face that was handled.  reason: why, for anything but ``ok``.
+    crops: one picture per face, in the order of ``faces``, of methods whose output is the face alone; ``image`` is then the
+    largest face's.
     """
 
     id: str
@@ -157,6 +159,7 @@ class Anonymized:
     image: Image | None
     faces: tuple[FaceResult, ...] = ()
     reason: str = ""
+    crops: tuple[Image, ...] = ()
 
     @classmethod
     def failed(cls, id: str, reason: str) -> Anonymized:
