@@ -46,6 +46,7 @@ def cli() -> None:
     deidbench run deidbench-v1 --data FOLDER      the same on your own images (one sub-folder per person)
     deidbench report results/demo                 write its tables, figures and page again
     deidbench anonymize IN OUT --method blur      anonymise files or folders
+    deidbench train ganonymization --data FOLDER  train a generator of your own
     deidbench doctor                              what is installed, what is ready, how to get the rest
     """
 
@@ -208,16 +209,103 @@ def anonymize(
     sys.exit(summary.exit_code)
 
 
-def _parameter(text: str) -> tuple[str, Any]:
+def _parameter(text: str, option: str = "--param", example: str = "strength=0.2") -> tuple[str, Any]:
     import tomllib
 
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise InputError(f"--param {text!r} is not of the form NAME=VALUE", "e.g. --param strength=0.2")
+        raise InputError(f"{option} {text!r} is not of the form NAME=VALUE", f"e.g. {option} {example}")
     try:
         return name, tomllib.loads(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:
         return name, value
+
+
+@cli.group()
+def train() -> None:
+    """Train a model that deidbench can run."""
+
+
+@train.command("ganonymization")
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder of images (manifest.csv, or one sub-folder per person).",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the training.  [default: results/ganonymization-SIZE]")
+@click.option("--recipe", help="A bundled recipe (celeba-hq-128, paper-512) or a TOML file; options below go over it.")
+@click.option("--role", help="Only persons of this role of the manifest.")
+@click.option("--size", type=int, help="Side of the faces in pixels: 32, 64, 128, 256 or 512.")
+@click.option("--width", type=int, help="Channels of the first block (official: 64).")
+@click.option("--epochs", type=int, help="Passes over the data.")
+@click.option("--batch", type=int, help="Faces per step.")
+@click.option("--seed", type=int, help="Seed of everything.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="bf16: mixed precision, on a GPU.")
+@click.option("--segmentation", help="selfie, none, or module:function of your own.")
+@click.option(
+    "--landmarks-from",
+    type=click.Choice(["plain", "segmented"]),
+    help="segmented: as the reference does (a mismatch with its use).",
+)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any other setting (see the recipe files); may be repeated."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--workers", default=0, show_default="one per core", help="Processes that prepare the faces.")
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    help="Folder of prepared faces.  [default: $DEIDBENCH_CACHE or the user's cache folder]",
+)
+@click.option("--quiet", is_flag=True, help="No progress bars.")
+def train_ganonymization(
+    data: Path, out: Path | None, recipe: str | None, role: str | None, overrides: Sequence[str], device: str, workers: int,
+    cache: Path | None, quiet: bool, **given: Any,
+) -> None:  # fmt: skip
+    """Train a GANonymization generator on your own faces.
+
+    Faces are cut out, segmented and measured once and kept.  The training can be stopped at any time: the same command goes
+    on from there, to the same weights.  While it runs, OUT holds sample grids, loss curves, the history, the model card and
+    best.safetensors, which the method takes:  --method ganonymization --param checkpoint=OUT/best.safetensors
+    """
+    from deidbench.training import Recipe, load_recipe
+    from deidbench.training import train_ganonymization as work
+
+    chosen = load_recipe(recipe) if recipe else Recipe()
+    changes = {
+        **{k: v for k, v in given.items() if v is not None},
+        **dict(_parameter(o, "--set", "flip=true") for o in overrides),
+    }
+    folder = out or Path("results") / f"ganonymization-{changes.get('size', chosen.settings.get('size', 512))}"
+    result = work(data, folder, chosen, changes, role=role, device=device, workers=workers, cache=cache, quiet=quiet)
+    if not quiet:
+        best = result.best
+        if best:
+            click.echo(
+                f"{result.steps} steps; best after epoch {best['epoch']}: landmark error {100 * best['val_nme']:.2f} %, "
+                f"faces found again {100 * best['val_found']:.1f} % (held-out persons)"
+            )
+        click.echo(f"card, curves, samples: {result.folder}")
+        click.echo(f"use it: deidbench anonymize IN OUT --method ganonymization --param checkpoint={result.best_checkpoint}")
+
+
+@cli.command("export")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT.onnx", type=click.Path(path_type=Path))
+@click.option("--size", type=int, help="Side in pixels, for files that do not say it.")
+def export_command(checkpoint: Path, target: Path, size: int | None) -> None:
+    """Write a GANonymization generator as ONNX ("" or "shipped" is the one in the package).
+
+    The method runs it as it runs the checkpoint itself: --param checkpoint=OUT.onnx
+    """
+    from deidbench.anonymizers.ganonymization.export import export_onnx
+    from deidbench.anonymizers.ganonymization.synthesis import checkpoint_path
+
+    if target.suffix.lower() != ".onnx":
+        raise InputError(f"{target} does not end in .onnx", f"name it {target.with_suffix('.onnx')}")
+    written = export_onnx(checkpoint_path("" if str(checkpoint) in ("", ".", "shipped") else str(checkpoint)), target, size)
+    click.echo(f"{written}: {written.stat().st_size / 1e6:.1f} MB")
 
 
 @cli.command("ls")

@@ -172,7 +172,7 @@ def anonymize_tree(
         progress("anonymize", len(todo)) if progress else nullcontext(_no_tick) as tick,
     ):
         for good, items, bad in _batches(todo, batch, anonymizer, finder):
-            work: list[tuple[_Job, Line, bytes | None]] = [(job, line, None) for job, line in bad]
+            work: list[tuple[_Job, Line, list[bytes]]] = [(job, line, []) for job, line in bad]
             work += [
                 _encoded(job, item, result) for job, item, result in zip(good, items, _results(anonymizer, items), strict=True)
             ]
@@ -180,13 +180,16 @@ def anonymize_tree(
             for job, _, _ in work:
                 guard.check(job.target)
                 # With overwrite something may be there.  It goes first, so that what is there always is what the journal says.
-                _remove(job.target)
+                for old in (job.target, *_further(job.target)):
+                    _remove(old)
             status.note(line for _, line, _ in work)
             for job, line, data in work:
                 lines[job.name] = line
-                if data is not None:
+                if data:
                     try:
-                        atomic_write(job.target, data)
+                        for n, face in enumerate(data[1:], 2):  # the first face last: where it is, the others are
+                            atomic_write(_face_path(job.target, n), face)
+                        atomic_write(job.target, data[0])
                     except BaseException:  # Ctrl-C too, which may come after the renaming
                         if not os.path.lexists(job.target):
                             del lines[job.name]
@@ -374,16 +377,29 @@ def _batches(
         yield good, items, bad
 
 
-def _encoded(job: _Job, item: Item, result: Anonymized) -> tuple[_Job, Line, bytes | None]:
-    """The status line of one result, and the bytes of its file where there is something to release."""
+def _face_path(target: Path, n: int) -> Path:
+    """Where face ``n`` (from 2) of a picture goes, of methods that give each face alone: ``name.face2.png``."""
+    return target.with_name(f"{target.stem}.face{n}{target.suffix}")
+
+
+def _further(target: Path) -> list[Path]:
+    """Further faces of this picture that an earlier call wrote: numbered without a gap."""
+    found: list[Path] = []
+    while os.path.lexists(path := _face_path(target, len(found) + 2)):
+        found.append(path)
+    return found
+
+
+def _encoded(job: _Job, item: Item, result: Anonymized) -> tuple[_Job, Line, list[bytes]]:
+    """The status line of one result, and the bytes of its files where there is something to release (one, or one per face)."""
     result = _releasable(item, result)
     line = Line(job.name, result.status.value, "" if item.faces is None else str(len(item.faces)), result.reason)
     if result.image is None:
-        return job, line, None
+        return job, line, []
     try:
-        return job, line, encode_image(result.image, job.target.suffix)
+        return job, line, [encode_image(image, job.target.suffix) for image in result.crops or (result.image,)]
     except InputError as error:  # e.g. more than 65535 pixels a side as JPEG
-        return job, replace(line, status=Status.FAILED.value, reason=f"{error.message} ({error.remedy})"), None
+        return job, replace(line, status=Status.FAILED.value, reason=f"{error.message} ({error.remedy})"), []
 
 
 def _results(anonymizer: Anonymizer, items: Sequence[Item]) -> list[Anonymized]:

@@ -462,7 +462,7 @@ class _Run:
                     "label": spec.label, "slug": spec.slug, "name": spec.name, "params": part.params(), "family": spec.family,
                     "strength": spec.strength, "control": spec.control, "version": part.version, "fingerprint": fingerprint,
                     "citation": part.citation, "licence": part.licence, "trained_on": list(part.trained_on),
-                    "deterministic": part.deterministic, "counts": {**counts, "fta": int(t.fta.sum()), "images": t.n},
+                    "weights_sha256": part.weights_sha256(), "deterministic": part.deterministic, "counts": {**counts, "fta": int(t.fta.sum()), "images": t.n},
                 }
             )  # fmt: skip
         persons = {s.subject_id for s in self.samples}

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from deidbench.anonymizers.ganonymization.networks import Discriminator, Generator
 
 FORMAT = "deidbench-ganonymization-1"
+#: Greatest width, far beyond any use: a file may claim a size that no memory holds.
+MOST = 1024
 #: The checkpoint that ships with the package.
 SHIPPED = Path(__file__).with_name("ganonymization-128.safetensors")
 
@@ -94,7 +96,15 @@ def save_generator(path: Path, weights: Mapping[str, Any], description: Descript
 
     kind = torch.float16 if half else torch.float32
     tensors = {f"generator.{k}": v.detach().to("cpu", kind).contiguous() for k, v in weights.items()}
-    atomic_write(path, save(tensors, description.pack()))
+    atomic_write(path, _settled(save(tensors, description.pack())))
+
+
+def _settled(data: bytes) -> bytes:
+    """A safetensors file with its header's keys in order: the library writes metadata in a random one, and the hash counts."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the tensors stay aligned
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
 def load_generator(path: str | Path, size: int | None = None) -> Loaded:
@@ -109,25 +119,45 @@ def load_generator(path: str | Path, size: int | None = None) -> Loaded:
     path = Path(path).expanduser()
     weights, said, title = _read(path)
     mine = _of(weights, "generator", "down1", path)
-    width = int(mine["down1.model.0.weight"].shape[0]) if mine["down1.model.0.weight"].ndim == 4 else 0
-    depth = sum(1 for i in range(1, DEEPEST + 1) if f"down{i}.model.0.weight" in mine)
-    side = size or (said.side if said else 512 if depth == DEEPEST else 2**depth)
+    if said and size and size != said.side:
+        raise InputError(f"{path} was trained at {said.side} pixels, not {size}", "leave size out")
+    # the deepest block that is there, so that a hole among the others is named and not taken for a smaller network
+    blocks = {i: f"down{i}.model.0.weight" in mine or f"up{i - 1}.model.0.weight" in mine for i in range(1, DEEPEST + 1)}
+    depth = max((i for i, there in blocks.items() if there), default=1)
+    width = _width(mine.get("down1.model.0.weight"))
+    side = size or (said.side if said else 512 if depth == DEEPEST else max(2**depth, 32))
     try:
         shape = Shape(side, width)
-        fits = shape.depth == depth and width > 0
+        wanted = shape.depth
     except ValueError as error:
         raise InputError(f"{path}: {error}", "give the side that it was trained at, e.g. size = 512") from error
-    if not fits:
-        # compared with the official layout, so that the first missing key is named where that is what is wrong
-        shape = Shape(side if size or said else 512, width or 64)
+    if wanted < depth:
+        raise InputError(
+            f"{path}: {side} pixels take {wanted} down blocks, the file has {depth}", "give the side that it was trained at"
+        )
     generator = _filled(lambda: Generator(shape), mine, path)
     sha = sha256_of(path)
     known = OFFICIAL.get(sha)
     if said is None:
         said = Description(side, width, side, 1.0, known.trained_on if known else ())
-    elif size and size != said.side:
-        raise InputError(f"{path} was trained at {said.side} pixels, not {size}", "leave size out")
+    elif said.width != width:
+        raise InputError(f"{path}: its description says width {said.width}, its weights have {width}", _REMEDY)
     return Loaded(generator, said, sha, known.title if known else title)
+
+
+def data_behind(path: Path) -> tuple[str, ...]:
+    """The data sets that shaped a checkpoint, as its description or its known hash says; () where nothing is known.
+
+    Quick: the weights are not loaded.  For an ONNX file as for the others.
+    """
+    if path.suffix.lower() == ".onnx":
+        from deidbench.anonymizers.ganonymization.export import description_of
+
+        return description_of(path).trained_on
+    if metadata := _metadata(path):
+        return unpack_description(metadata, path).trained_on
+    known = OFFICIAL.get(sha256_of(path))
+    return known.trained_on if known else ()
 
 
 def load_discriminator(path: str | Path) -> Discriminator:
@@ -137,9 +167,7 @@ def load_discriminator(path: str | Path) -> Discriminator:
     path = Path(path).expanduser()
     weights, _, _ = _read(path)
     mine = _of(weights, "discriminator", "model.0", path)
-    first = mine.get("model.0.weight")
-    width = int(first.shape[0]) if first is not None and first.ndim == 4 else 64
-    return _filled(lambda: Discriminator(width), mine, path)
+    return _filled(lambda: Discriminator(_width(mine.get("model.0.weight"))), mine, path)
 
 
 _REMEDY = "give a GANonymization checkpoint (Lightning, state dict or safetensors); deidbench train ganonymization makes one"
@@ -185,23 +213,35 @@ def unpack_description(metadata: Mapping[str, str], path: Path) -> Description:
         d = json.loads(metadata["description"])
         side, width, render, margin = int(d["side"]), int(d["width"]), int(d["render"]), float(d["margin"])
         depth_of(side)
-        if not (side <= 4096 and 0 < width <= 1024 and side <= render <= 4096 and render % side == 0 and 0.5 <= margin <= 4):
+        if not (side <= 4096 and 0 < width <= MOST and side <= render <= 4096 and render % side == 0 and 0.5 <= margin <= 4):
             raise ValueError(f"side {side}, width {width}, render {render}, margin {margin}")
+        if not isinstance(d["trained_on"], list):  # a string would fall into letters
+            raise TypeError(f"trained_on {d['trained_on']!r}")
         trained = tuple(str(t) for t in d["trained_on"])
         return Description(side, width, render, margin, trained, str(d["licence"]), dict(d["notes"]))
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InputError(f"{path}: its description makes no sense: {error}", _REMEDY) from error
 
 
+def _width(first: Any) -> int:
+    """Channels of the first layer, or the official 64 where they make no sense (its shape is then what differs)."""
+    width = int(first.shape[0]) if first is not None and first.ndim == 4 else 0
+    return width if 0 < width <= MOST else 64
+
+
 def _of(weights: Mapping[str, Any], prefix: str, first: str, path: Path) -> dict[str, Any]:
     """The tensors of one network, without prefix."""
-    # Lightning wraps once, DataParallel ("module.") and compiled modules ("_orig_mod.") once more
-    for lead in (f"{prefix}.", f"module.{prefix}.", f"_orig_mod.{prefix}.", "module.", "_orig_mod.", ""):
-        found = {k.removeprefix(lead): v for k, v in weights.items() if k.startswith(lead)}
+    # DataParallel ("module") and compiled modules ("_orig_mod") wrap at any level
+    bare: dict[str, Any] = {}
+    for key, value in weights.items():
+        name = ".".join(part for part in key.split(".") if part not in ("module", "_orig_mod"))
+        if name in bare:
+            raise InputError(f"{path} holds {name} twice, once as {key}", _REMEDY)
+        bare[name] = value
+    for lead in (f"{prefix}.", ""):
+        found = {k.removeprefix(lead): v for k, v in bare.items() if k.startswith(lead)}
         if any(k.startswith(f"{first}.") for k in found):
-            return (
-                {k.replace("_orig_mod.", ""): v for k, v in found.items()} if not lead or lead.endswith(f"{prefix}.") else found
-            )
+            return found
     some = ", ".join(list(weights)[:3]) or "none"
     raise InputError(f"{path} holds no {prefix}: there is no key {prefix}.{first}.* (its keys: {some} ...)", _REMEDY)
 
@@ -224,6 +264,8 @@ def _filled(make: Any, mine: Mapping[str, Any], path: Path) -> Any:
     ready = {}
     for key in expected:
         value = mine[key]
+        if value.layout is not torch.strided or value.is_meta or value.is_quantized:
+            raise InputError(f"{path}: {key} is no plain array of numbers", _REMEDY)
         if not value.is_floating_point():
             raise InputError(f"{path}: {key} holds {value.dtype}, not floating point numbers", _REMEDY)
         # a copy: the network's memory must not hang on a file that may be replaced

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from deidbench.errors import InputError, MissingError
 from deidbench.types import Box, Face, Image
+from deidbench.weights import package_folder
 
 #: Score from which a detection counts, as the reference has it.
 LEAST_SCORE = 0.9
@@ -52,10 +55,33 @@ class Mtcnn:
         return sorted(faces, key=lambda f: (-f.face.box.area, f.face.box))
 
 
+#: The engines of deepface in its own order of precedence: the package that each needs and the weight file that it reads.
+ENGINES = {
+    "tensorflow": ("tensorflow", "retinaface.h5"),
+    "pytorch": ("torch", "retinaface.pth"),
+    "onnx": ("onnxruntime", "retinaface.onnx"),
+}
+_ENGINE_VARIABLE = "DEEPFACE_BACKEND_ENGINE"
+
+
 class RetinaFace:
-    """RetinaFace through deepface (Deng et al. 2020; needs tensorflow, and its weights come from the network at first use)."""
+    """RetinaFace through deepface (Deng et al. 2020).
+
+    deepface would download weights that are missing; here the file must be in place before deepface is asked for anything.
+    """
 
     def __init__(self, device: str) -> None:
+        folder = Path(os.environ.get("DEEPFACE_HOME", "") or Path.home()) / ".deepface" / "weights"
+        named = os.environ.get(_ENGINE_VARIABLE, "").strip().lower()
+        usable = {e: f for e, (package, f) in ENGINES.items() if package_folder(package) and named in ("", e)}
+        ready = next((e for e, f in usable.items() if (folder / f).is_file()), None)
+        if ready is None:
+            files = " or ".join(usable.values()) or "retinaface.onnx"
+            raise MissingError(
+                f"RetinaFace of deepface is not ready: its weights are not in {folder}",
+                f'pip install deepface retina-face, and put {files} (deepface\'s release v1.0) there; or detector = "mtcnn"',
+            )
+        os.environ.setdefault(_ENGINE_VARIABLE, ready)  # else deepface takes the first engine whose package is there
         try:
             from deepface import DeepFace
             from deepface.modules import modeling
@@ -65,7 +91,7 @@ class RetinaFace:
             text = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise MissingError(
                 f"RetinaFace of deepface is not ready: {text}",
-                'pip install retina-face tensorflow tf-keras, and put retinaface.h5 into ~/.deepface/weights; or detector = "mtcnn"',
+                'pip install deepface retina-face; or detector = "mtcnn"',
             ) from error
         self._extract = DeepFace.extract_faces
 

@@ -6,11 +6,14 @@ that the eyes are level, fitted into the square with its ratio kept and centred 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from deidbench.anonymizers.regions import Window, oval, polygon_mask, soften
 from deidbench.faces import named_points
 from deidbench.types import Box, Face, Floats, Image
 
@@ -102,11 +105,11 @@ def extract(image: Image, cut: Cut) -> Image:
     # the upright box at the frame's own scale (or WORKING pixels), so that LANCZOS sees the frame's pixels
     scale = min(1.0, WORKING / max(cut.size))
     w, h = (max(1, round(v * scale)) for v in cut.size)
-    part, m = image, cut.unit * np.array([[w], [h]])
+    part, m = around(image, cut, cut.unit * np.array([[w], [h]]))
     if scale < 1:
-        shrunk = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-        part = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
-        m = m @ np.diag([image.shape[1] / shrunk[0], image.shape[0] / shrunk[1], 1.0])
+        shrunk = (max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale)))
+        m = m @ np.diag([part.shape[1] / shrunk[0], part.shape[0] / shrunk[1], 1.0])
+        part = cv2.resize(part, shrunk, interpolation=cv2.INTER_AREA)
     upright = cv2.warpAffine(part, _centres(m), (w, h), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
     crop = np.zeros((cut.side, cut.side, 3), np.uint8)
     face = PIL.fromarray(upright).resize((width, height), PIL.Resampling.LANCZOS)
@@ -114,12 +117,68 @@ def extract(image: Image, cut: Cut) -> Image:
     return crop
 
 
-def paste(image: Image, crop: Image, cut: Cut, *, ellipse: bool, feather: float) -> None:
+def around(image: npt.NDArray[Any], cut: Cut, matrix: Matrix) -> tuple[npt.NDArray[Any], Matrix]:
+    """The part of a frame that a cut needs, with room for interpolation, and ``matrix`` (2, 3) from the part's pixels.
+
+    OpenCV does not warp pictures of 32767 pixels a side and more, and needs no more than this part.
+    """
+    reach = 4 * max(1.0, max(cut.size) / WORKING)
+    (x0, x1), (y0, y1) = (
+        (int(np.clip(np.floor(low - reach), 0, n - 1)), int(np.clip(np.ceil(high + reach), 1, n)))
+        for low, high, n in zip(cut.box[:2], cut.box[2:], image.shape[1::-1], strict=True)
+    )
+    out = matrix.copy()
+    out[:, 2] += out[:, :2] @ (x0, y0)
+    return image[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)], out
+
+
+#: The pasted oval is the outline of the landmarks times this: FaceMesh's outline runs inside of the visible edge of a face.
+OVAL = 1.1
+
+#: Share of the new face (0 to 1, float64) at the pixels of a window of the frame.
+Share = Callable[[Window], Matrix]
+
+
+def _in_cut(cut: Cut, window: Window) -> tuple[Matrix, Matrix]:
+    """Where the centres of the window's pixels lie in the cut: [-1, 1] in both directions inside of it."""
+    x, y = np.meshgrid(np.arange(window.x0, window.x1) + 0.5, np.arange(window.y0, window.y1) + 0.5)
+    u, v = (2 * (a * x + b * y + c) - 1 for a, b, c in cut.unit)
+    return u, v
+
+
+def edge_share(cut: Cut, ellipse: bool, feather: float) -> Share:
+    """All of the cut, or the ellipse inscribed in it, fading out *inwards* from its edge over ``feather`` of its half sides."""
+
+    def share(window: Window) -> Matrix:
+        u, v = _in_cut(cut, window)
+        r = np.sqrt(u * u + v * v) if ellipse else np.maximum(np.abs(u), np.abs(v))
+        return np.clip((1 - r) / feather, 0, 1) if feather > 0 else (r < 1).astype(np.float64)
+
+    return share
+
+
+def oval_share(cut: Cut, points: Floats, feather: float) -> Share:
+    """The outline of the landmarks times OVAL, fading out *outwards* over ``feather`` of the face's size; nothing beyond the cut.
+
+    points: (478, 2) as fractions of the crop.
+    """
+    outline = oval(cut.to_frame(points), OVAL)
+    reach = feather * float(np.sqrt(np.prod(outline.max(axis=0) - outline.min(axis=0))))
+
+    def share(window: Window) -> Matrix:
+        u, v = _in_cut(cut, window)
+        mask = polygon_mask(outline, window)
+        soft = soften(mask, reach) if reach > 0 else mask
+        return np.where((np.abs(u) < 1) & (np.abs(v) < 1), soft, 0.0).astype(np.float64)
+
+    return share
+
+
+def paste(image: Image, crop: Image, cut: Cut, share: Share) -> None:
     """Puts ``crop`` (RGB uint8, its side may differ from the cut's) back into ``image``, in place; the turn is undone.
 
-    ellipse: paste the ellipse inscribed in the cut, not the whole of it.  feather: share of the cut's half width and
-    height over which the new face fades out at its border; 0 is a hard edge.
-    Pixels outside of the cut keep every bit.
+    share: how much of the new face a pixel takes; pixels where it is 0 keep every bit.
+    Raises ValueError for a face outside of the image.
     """
     import cv2
 
@@ -127,11 +186,7 @@ def paste(image: Image, crop: Image, cut: Cut, *, ellipse: bool, feather: float)
     x1, y1 = (int(min(np.ceil(v), n)) for v, n in zip(cut.corners.max(axis=0), image.shape[1::-1], strict=True))
     if x0 >= x1 or y0 >= y1:
         raise ValueError("the face lies outside of the image")
-    # share of the new face at each pixel's centre, exactly
-    x, y = np.meshgrid(np.arange(x0, x1) + 0.5, np.arange(y0, y1) + 0.5)
-    u, v = (2 * (a * x + b * y + c) - 1 for a, b, c in cut.unit)
-    r = np.sqrt(u * u + v * v) if ellipse else np.maximum(np.abs(u), np.abs(v))
-    alpha = np.clip((1 - r) / feather, 0, 1) if feather > 0 else (r < 1).astype(np.float64)
+    alpha = share(Window(y0, y1, x0, x1))
     # from the content alone, edges replicated: the black bars must not bleed in
     left, top, width, height = (round(c * crop.shape[0] / cut.side) for c in cut.content)
     face = np.ascontiguousarray(crop[top : top + max(height, 1), left : left + max(width, 1)])

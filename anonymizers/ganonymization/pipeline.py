@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from deidbench.anonymizers.base import Anonymizer
+from deidbench.anonymizers.ganonymization.checkpoint import data_behind
 from deidbench.anonymizers.ganonymization.detectors import NAMES as DETECTOR_NAMES
 from deidbench.anonymizers.ganonymization.detectors import Detector, Found, detector
-from deidbench.anonymizers.ganonymization.extraction import Cut, cut_face, extract, paste
+from deidbench.anonymizers.ganonymization.extraction import Cut, cut_face, edge_share, extract, oval_share, paste
 from deidbench.anonymizers.ganonymization.landmarks import landmark_images
 from deidbench.anonymizers.ganonymization.synthesis import Engine, checkpoint_path, engine
 from deidbench.anonymizers.regions import FaceProblem, check_choice, check_face, check_number, image_fault, release
@@ -43,8 +44,9 @@ class Ganonymization(Anonymizer):
     landmarks: "found" takes FaceMesh's points from the frame where the detector is MediaPipe; "crop" runs FaceMesh on the
         512 px crop, as specified.  (Other detectors give none, so there it is always the crop.)
     margin: factor on the face's box; None for what the checkpoint was trained with.
-    region: what of the cut is pasted: "ellipse" (inscribed in it), "box", or "auto" (ellipse from a margin of 1.2 on, where it
-        covers the face).  feather: share of the cut's half width over which the new face fades out, 0 to 0.5.
+    region: what of the cut is pasted: "oval" (the outline of the landmarks, with some room), "ellipse" (inscribed in the cut),
+        "box" (all of it), or "auto" (oval from a margin of 1.2 on, otherwise box: a tight cut holds no room to fade out in).
+        feather: share of the face's size over which the new face fades out, 0 to 0.5 (oval: outwards, else inwards).
     size: side in pixels for files that do not say it (an official layout trained at 256).  device: "auto", "cpu", "cuda".
     precision: "fp32" or "bf16".
     """
@@ -84,8 +86,8 @@ class Ganonymization(Anonymizer):
 
     @property
     def trained_on(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The data that shaped the weights, as far as the file or its hash says; asked of the loaded checkpoint."""
-        return self._ready()[0].description.trained_on
+        """The data that shaped the weights, as far as the file or its hash says."""
+        return data_behind(checkpoint_path(self.checkpoint))
 
     def weights_sha256(self) -> str:
         from deidbench.weights import sha256_of
@@ -97,7 +99,7 @@ class Ganonymization(Anonymizer):
         check_choice(name, "output", self.output, ("frame", "crop"))
         check_choice(name, "detector", self.detector, DETECTOR_NAMES)
         check_choice(name, "landmarks", self.landmarks, ("found", "crop"))
-        check_choice(name, "region", self.region, ("auto", "ellipse", "box"))
+        check_choice(name, "region", self.region, ("auto", "oval", "ellipse", "box"))
         check_choice(name, "precision", self.precision, ("fp32", "bf16"))
         check_number(name, "feather", self.feather, 0, 0.5)
         if self.margin is not None:
@@ -214,7 +216,7 @@ class Ganonymization(Anonymizer):
 
     def _finish(self, item: Item, jobs: Sequence[_Job | FaceResult], made: Sequence[Image | None]) -> Anonymized:
         done = [
-            (job.cut, new, FaceResult(Status.OK, self._box(job.cut)))
+            (job, new, FaceResult(Status.OK, self._box(job.cut)))
             for job, new in zip(jobs, made, strict=True)
             if isinstance(job, _Job) and new is not None
         ]
@@ -224,16 +226,20 @@ class Ganonymization(Anonymizer):
             return release(item.id, item.image, faces)
         if self.output == "crop":
             crops = [new.copy() for _, new, _ in done]
-            largest = max(range(len(done)), key=lambda i: done[i][0].size[0] * done[i][0].size[1])
+            largest = max(range(len(done)), key=lambda i: done[i][0].cut.size[0] * done[i][0].cut.size[1])
             return release(item.id, crops[largest], faces, crops)
         out = item.image.copy()
         out.flags.writeable = True
         grey = bool((out == out[:, :, :1]).all())
-        d = self._ready()[0].description
-        margin = d.margin if self.margin is None else self.margin
-        ellipse = self.region == "ellipse" or (self.region == "auto" and margin >= 1.2)
-        for cut, new, _ in done:
-            paste(out, _grey(new) if grey else new, cut, ellipse=ellipse, feather=self.feather)
+        margin = self._ready()[0].description.margin if self.margin is None else self.margin
+        region = ("oval" if margin >= 1.2 else "box") if self.region == "auto" else self.region
+        for job, new, _ in done:
+            share = (
+                oval_share(job.cut, job.points, self.feather)
+                if region == "oval"
+                else edge_share(job.cut, region == "ellipse", self.feather)
+            )
+            paste(out, _grey(new) if grey else new, job.cut, share)
         return release(item.id, out, faces)
 
     def _box(self, cut: Cut) -> Box:

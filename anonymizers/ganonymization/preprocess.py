@@ -92,7 +92,10 @@ class _Maker:
             return "no face found"
         if face.landmarks is None:
             return "no landmarks found"
-        cut = cut_face(face, p.side, p.margin)
+        try:
+            cut = cut_face(face, p.side, p.margin)
+        except ValueError as error:
+            return str(error)
         crop = extract(image, cut)
         # on the whole frame: the model was made for head and shoulders, and the crop's pixels follow from the frame's
         person = extract_mask(self.segment(image), cut) >= 0.5
@@ -114,9 +117,11 @@ def extract_mask(mask: Floats, cut: Any) -> Floats:
     """A mask float32 (H, W) in the crop's place, float32 (side, side); 0 beyond the frame and in the bars."""
     import cv2
 
-    m = cut.matrix.copy()
+    from deidbench.anonymizers.ganonymization.extraction import around
+
+    part, m = around(mask, cut, cut.matrix)
     m[:, 2] += m[:, :2] @ (0.5, 0.5) - 0.5
-    out: Floats = cv2.warpAffine(mask, m, (cut.side, cut.side), flags=cv2.INTER_LINEAR, borderValue=0)
+    out: Floats = cv2.warpAffine(part, m, (cut.side, cut.side), flags=cv2.INTER_LINEAR, borderValue=0)
     left, top, width, height = cut.content
     bars = np.zeros_like(out)
     bars[top : top + height, left : left + width] = 1

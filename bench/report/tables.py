@@ -787,6 +787,12 @@ def warnings(view: View, dataset: str) -> list[str]:
         same = int(m.counts.get("passthrough", 0))
         if same and not m.control:
             out.append(f"{plain(m.label)} passed {counted(same, 'image')} through unchanged, or nearly.")
+    for m in view.methods:
+        trained = [plain(t) for t in m.info.get("trained_on") or ()]
+        if trained:
+            out.append(
+                f"{plain(m.label)}: its weights were trained on {listing(trained)}; figures on those images or persons are contaminated."
+            )
     gone = []
     for m in view.methods:
         _, _, failed = view.sizes(dataset, m)
