@@ -168,12 +168,6 @@ def steps_per_epoch(n: int, settings: Settings) -> int:
     return max(1, n // settings.batch)
 
 
-class Losses(NamedTuple):
-    generator: float
-    l1: float
-    discriminator: float
-
-
 class Trainer:
     """Networks, optimisers and the step's number; :meth:`step` does one step of each network."""
 
@@ -184,6 +178,8 @@ class Trainer:
 
         self.settings, self.device, self.total_steps = settings, device, total_steps
         self.done = 0
+        #: Sums of the losses since the epoch began (generator, L1, discriminator).
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
         random = torch.Generator().manual_seed(settings.seed)
         shape = Shape(settings.size, settings.width, settings.dropout)
         self.generator, self.discriminator = Generator(shape), Discriminator(settings.discriminator_width)
@@ -197,8 +193,8 @@ class Trainer:
             for m in (self.generator, self.discriminator)
         )
 
-    def step(self, batch: Batch) -> tuple[Any, Any, Any]:
-        """One step; the losses as tensors on the device (reading them would wait for it)."""
+    def step(self, batch: Batch) -> None:
+        """One step; its losses are added to ``sums`` on the device (reading them would wait for it)."""
         import torch
         from torch.nn import functional
 
@@ -241,7 +237,7 @@ class Trainer:
         with torch.no_grad():
             for key, value in self.generator.state_dict().items():
                 self.average[key].lerp_(value, 1 - decay)
-        return loss_g.detach(), l1.detach(), loss_d.detach()
+            self.sums += torch.stack([loss_g.detach(), l1.detach(), loss_d.detach()]).double()
 
     def _decay(self) -> float:
         start = self.settings.decay_from * self.total_steps
@@ -255,6 +251,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         return {
             "step": self.done,
+            "sums": self.sums,
             "generator": self.generator.state_dict(),
             "discriminator": self.discriminator.state_dict(),
             "average": self.average,
@@ -263,6 +260,7 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         self.done = int(state["step"])
+        self.sums.copy_(state["sums"])
         self.generator.load_state_dict(state["generator"])
         self.discriminator.load_state_dict(state["discriminator"])
         for key, value in state["average"].items():
@@ -358,8 +356,6 @@ def train(
     on_step: called after each step with its number.
     Raises InputError where ``out`` holds a training with other settings or other data.
     """
-    import torch
-
     from deidbench.anonymizers.ganonymization.checkpoint import resolve_device
     from deidbench.faces import FaceFinder
     from deidbench.images import make_folder
@@ -380,7 +376,6 @@ def train(
     finder = FaceFinder()
     before = history[-1]["seconds"] if history else 0.0
     begun = saved = time.monotonic()
-    recent: list[tuple[Any, Any, Any]] = []
 
     def save() -> None:
         _save_state(kept, trainer, identity, history)
@@ -391,11 +386,11 @@ def train(
             for batch in batches(
                 pairs, parts.train, settings, trainer.done, total if stop_after is None else min(total, stop_after)
             ):
-                recent.append(trainer.step(batch))
+                trainer.step(batch)
                 tick(1)
                 if trainer.done % per_epoch == 0:
-                    losses = [float(v) for v in torch.stack([torch.stack(r) for r in recent]).mean(0)]
-                    recent = []
+                    losses = [v / per_epoch for v in trainer.sums.tolist()]
+                    trainer.sums.zero_()
                     if not all(math.isfinite(v) for v in losses):
                         raise DeidbenchError(
                             f"training broke down in epoch {trainer.done // per_epoch}: loss {losses}",
