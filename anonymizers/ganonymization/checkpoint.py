@@ -167,7 +167,8 @@ def load_discriminator(path: str | Path) -> Discriminator:
     path = Path(path).expanduser()
     weights, _, _ = _read(path)
     mine = _of(weights, "discriminator", "model.0", path)
-    return _filled(lambda: Discriminator(_width(mine.get("model.0.weight"))), mine, path)
+    made: Discriminator = _filled(lambda: Discriminator(_width(mine.get("model.0.weight"))), mine, path)
+    return made
 
 
 _REMEDY = "give a GANonymization checkpoint (Lightning, state dict or safetensors); deidbench train ganonymization makes one"

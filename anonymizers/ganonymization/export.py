@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import io
+import tempfile
+import warnings
 from pathlib import Path
 
 from deidbench.anonymizers.ganonymization.checkpoint import Description, load_generator, unpack_description
@@ -25,13 +26,15 @@ def export_onnx(checkpoint: str | Path, path: str | Path, size: int | None = Non
 
     loaded = load_generator(checkpoint, size)
     side = loaded.description.side
-    buffer = io.BytesIO()
-    # the exporter by tracing: it writes a plain graph with an open batch and needs no further package
-    torch.onnx.export(
-        loaded.generator, (torch.zeros(2, 3, side, side),), buffer, dynamo=False, opset_version=OPSET,
-        input_names=[INPUT], output_names=[OUTPUT], dynamic_axes={INPUT: {0: "n"}, OUTPUT: {0: "n"}},
-    )  # fmt: skip
-    model = onnx.load_model_from_string(buffer.getvalue())
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the exporter's own future, nothing that a user could act on
+        traced = Path(folder) / "generator.onnx"
+        # the exporter by tracing: it writes a plain graph with an open batch and needs no further package
+        torch.onnx.export(
+            loaded.generator, (torch.zeros(2, 3, side, side),), traced, dynamo=False, opset_version=OPSET,
+            input_names=[INPUT], output_names=[OUTPUT], dynamic_axes={INPUT: {0: "n"}, OUTPUT: {0: "n"}},
+        )  # fmt: skip
+        model = onnx.load(str(traced))
     for key, value in {**loaded.description.pack(), "checkpoint_sha256": loaded.sha256}.items():
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model, full_check=True)

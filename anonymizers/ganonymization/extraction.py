@@ -38,11 +38,11 @@ class Cut:
     unit: Matrix
     size: tuple[float, float]
 
-    def to_crop(self, points: npt.NDArray[np.floating]) -> Floats:
+    def to_crop(self, points: npt.NDArray[np.floating[Any]]) -> Floats:
         """Frame pixels (n, 2) as fractions of the crop's side, float32 (n, 2)."""
         return np.asarray((points @ self.matrix[:, :2].T + self.matrix[:, 2]) / self.side, np.float32)
 
-    def to_frame(self, points: npt.NDArray[np.floating]) -> Matrix:
+    def to_frame(self, points: npt.NDArray[np.floating[Any]]) -> Matrix:
         """The inverse: fractions of the crop's side as frame pixels, float64 (n, 2)."""
         at = np.asarray(points, np.float64) * self.side - self.matrix[:, 2]
         return np.asarray(np.linalg.solve(self.matrix[:, :2], at.T).T)

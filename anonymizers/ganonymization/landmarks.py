@@ -6,7 +6,7 @@ arXiv 2305.02143, and the public configuration of their program).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ DOT = 224
 PLUS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
 
 
-def landmark_images(points: npt.NDArray[np.floating], side: int, render: int | None = None) -> npt.NDArray[np.uint8]:
+def landmark_images(points: npt.NDArray[np.floating[Any]], side: int, render: int | None = None) -> npt.NDArray[np.uint8]:
     """Landmark images, uint8 (n, side, side), values 0 and 224.
 
     points: (n, k, 2) x and y as fractions of the crop's side; those outside of [0, 1] (or not finite) are dropped.

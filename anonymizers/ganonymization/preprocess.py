@@ -154,7 +154,7 @@ def _shard(task: tuple[Path, tuple[Sample, ...]]) -> int:
         crops.append(encode_png(made[0]))
         points.append(made[1])
         kept.append(sample)
-    tensors = {
+    tensors: dict[str, npt.NDArray[Any]] = {
         "png": np.frombuffer(b"".join(crops), np.uint8) if crops else np.zeros(0, np.uint8),
         "ends": np.cumsum([len(c) for c in crops]).astype(np.int64) if crops else np.zeros(0, np.int64),
         "points": np.stack(points).astype(np.float32) if points else np.zeros((0, 478, 2), np.float32),

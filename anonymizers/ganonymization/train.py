@@ -218,7 +218,7 @@ class Trainer:
             l1 = functional.l1_loss(made.float(), faces)
             loss_g = adversarial + s.l1 * l1
         to_g.zero_grad(set_to_none=True)
-        loss_g.backward()
+        loss_g.backward()  # type: ignore[no-untyped-call]
         to_g.step()
         self.discriminator.requires_grad_(True)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=s.precision == "bf16"):
@@ -229,7 +229,7 @@ class Trainer:
                 functional.mse_loss(real, torch.ones_like(real)) + functional.mse_loss(fake, torch.zeros_like(fake))
             )
         to_d.zero_grad(set_to_none=True)
-        loss_d.backward()
+        loss_d.backward()  # type: ignore[no-untyped-call]
         to_d.step()
         self.done += 1
         # while it is young the average follows fast: its memory never reaches back beyond the first steps
