@@ -791,7 +791,7 @@ def warnings(view: View, dataset: str) -> list[str]:
         trained = [plain(t) for t in m.info.get("trained_on") or ()]
         if trained:
             out.append(
-                f"{plain(m.label)}: its weights were trained on {listing(trained)}; figures on those images or persons are contaminated."
+                f"{plain(m.label)}: its weights were trained on {listing(trained)}; figures on those images or persons would be contaminated."
             )
     gone = []
     for m in view.methods:
