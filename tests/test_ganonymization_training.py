@@ -92,6 +92,21 @@ def test_people_are_held_out(pairs: Pairs) -> None:
     assert not trained & held
 
 
+def test_a_damaged_shard_is_made_again(faces: Path, tmp_path: Path) -> None:
+    def make() -> Pairs:
+        return prepare(
+            list(Folder(faces, limit_persons=1).samples()), "e" * 64, SMALL.preparation, tmp_path, quiet=True,
+            make_pool=lambda initialise, arguments: make_executor(1, initialise, arguments),
+        )  # fmt: skip
+
+    first = make()
+    [shard] = tmp_path.rglob("*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:100])
+    again = make()
+    assert again.crops == first.crops
+    assert (again.points == first.points).all()
+
+
 def test_everything_that_a_user_looks_at_is_written(pairs: Pairs, undisturbed: Path) -> None:
     from deidbench.images import read_image
 

@@ -15,7 +15,15 @@ from deidbench.anonymizers.ganonymization.detectors import Detector, Found, dete
 from deidbench.anonymizers.ganonymization.extraction import Cut, cut_face, edge_share, extract, oval_share, paste
 from deidbench.anonymizers.ganonymization.landmarks import landmark_images
 from deidbench.anonymizers.ganonymization.synthesis import Engine, checkpoint_path, engine
-from deidbench.anonymizers.regions import FaceProblem, check_choice, check_face, check_number, image_fault, release
+from deidbench.anonymizers.regions import (
+    FaceProblem,
+    check_choice,
+    check_face,
+    check_landmarks,
+    check_number,
+    image_fault,
+    release,
+)
 from deidbench.errors import InputError
 from deidbench.kinds import anonymizers
 from deidbench.types import Anonymized, Box, FaceResult, Floats, Image, Item, Status
@@ -197,8 +205,8 @@ class Ganonymization(Anonymizer):
         d = self._ready()[0].description
         margin = d.margin if self.margin is None else self.margin
         face = found.face
-        if face.landmarks is not None and not np.isfinite(face.landmarks).all():
-            raise FaceProblem(Status.FAILED, "landmarks are not finite")
+        if face.landmarks is not None:
+            check_landmarks(face)
         try:
             cut = cut_face(face, d.side, margin, found.eyes)
             inside = cut.box.clipped(image.shape[1], image.shape[0])

@@ -198,7 +198,7 @@ def prepare(
     folder = cache / preparation.fingerprint(data_sha256, FaceFinder().fingerprint)
     make_folder(folder)
     tasks = [(folder / f"{i // SHARD:05d}.safetensors", tuple(samples[i : i + SHARD])) for i in range(0, len(samples), SHARD)]
-    todo = [t for t in tasks if not t[0].is_file()]
+    todo = [t for t in tasks if not _whole(t[0])]
     if todo:
         pool = make_pool(_initialise, (preparation,))
         try:
@@ -214,6 +214,18 @@ def prepare(
             f"no image gives a training pair ({why})", "check --data; deidbench run --data FOLDER shows what is found"
         )
     return pairs
+
+
+def _whole(path: Path) -> bool:
+    """Is this shard there and readable?  A damaged one is made again."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="np") as shard:
+            meta = shard.metadata() or {}
+            return {"ids", "subjects", "left_out"} <= meta.keys() and {"png", "ends", "points"} <= set(shard.keys())
+    except (SafetensorError, OSError):
+        return False
 
 
 def _read(paths: Sequence[Path]) -> Pairs:
