@@ -157,6 +157,7 @@ def anonymize_tree(
     done = {} if overwrite else {job.name: _past_line(past, job) for job in jobs if job.name in there}
     _refuse_mixture(done, method, seed, target)
     todo = [job for job in jobs if job.name not in done]
+    targets = {job.target for job in jobs}
     for job in todo:  # the journal is written before the picture: a kill in between leaves a line without its picture
         if job.name not in there and job.name in past and past[job.name].status == Status.OK.value:
             del past[job.name]
@@ -177,10 +178,11 @@ def anonymize_tree(
                 _encoded(job, item, result) for job, item, result in zip(good, items, _results(anonymizer, items), strict=True)
             ]
             work = [(job, replace(line, seed=str(job.seed), method=method), data) for job, line, data in work]
+            work = [_without_collision(job, line, data, targets) for job, line, data in work]
             for job, _, _ in work:
                 guard.check(job.target)
                 # With overwrite something may be there.  It goes first, so that what is there always is what the journal says.
-                for old in (job.target, *_further(job.target)):
+                for old in (job.target, *(p for p in _further(job.target) if p not in targets)):
                     _remove(old)
             status.note(line for _, line, _ in work)
             for job, line, data in work:
@@ -380,6 +382,15 @@ def _batches(
 def _face_path(target: Path, n: int) -> Path:
     """Where face ``n`` (from 2) of a picture goes, of methods that give each face alone: ``name.face2.png``."""
     return target.with_name(f"{target.stem}.face{n}{target.suffix}")
+
+
+def _without_collision(job: _Job, line: Line, data: list[bytes], targets: set[Path]) -> tuple[_Job, Line, list[bytes]]:
+    """Withholds a picture whose further faces would get the name of another picture's output."""
+    for n in range(2, len(data) + 1):
+        if (path := _face_path(job.target, n)) in targets:
+            reason = f"image withheld: its face {n} would be called {path.name}, as another input is; rename one of them"
+            return job, replace(line, status=Status.FAILED.value, reason=reason), []
+    return job, line, data
 
 
 def _further(target: Path) -> list[Path]:

@@ -579,3 +579,48 @@ def test_progress(source: Path, tmp_path: Path) -> None:
     run(source, tmp_path / "out", progress=bar, batch=2)
     assert seen == [("anonymize", 5)]
     assert ticks == [2, 2, 1]
+
+
+class Alone(Noise):
+    """Gives each face alone, as noise of its own size."""
+
+    name = "alone-for-tests"
+
+    def _one(self, item: Item) -> Anonymized:
+        made = super()._one(item)
+        if made.image is None:
+            return made
+        crops = tuple(
+            np.ascontiguousarray(made.image[int(f.box.y0) : int(f.box.y1), int(f.box.x0) : int(f.box.x1)])
+            for f in item.faces or ()
+        )
+        return Anonymized(item.id, Status.OK, crops[0], made.faces, crops=crops)
+
+
+def test_every_face_of_a_method_that_gives_faces_alone_is_written(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_image(tmp_path / "in" / "a.png", scene(3))
+    write_image(tmp_path / "in" / "b.png", scene(1))
+    out = tmp_path / "out"
+    summary = anonymize_tree(tmp_path / "in", out, Alone(), finder=Bright())
+    assert sorted(p.name for p in out.glob("*.png")) == ["a.face2.png", "a.face3.png", "a.png", "b.png"]
+    assert summary.counts == {"ok": 2}
+    faces = [read_image(out / n) for n in ("a.png", "a.face2.png", "a.face3.png")]
+    assert all(f.shape == (8, 8, 3) for f in faces)
+    assert not (faces[0] == faces[1]).all()
+    # fewer faces the next time: none of the old ones stays
+    write_image(tmp_path / "in" / "a.png", scene(1))
+    anonymize_tree(tmp_path / "in", out, Alone(), finder=Bright(), overwrite=True)
+    assert sorted(p.name for p in out.glob("*.png")) == ["a.png", "b.png"]
+
+
+def test_a_further_face_never_takes_another_pictures_name(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_image(tmp_path / "in" / "a.png", scene(2))
+    write_image(tmp_path / "in" / "a.face2.png", scene(1))
+    for overwrite in (False, True):
+        summary = anonymize_tree(tmp_path / "in", tmp_path / "out", Alone(), finder=Bright(), overwrite=overwrite)
+        assert summary.counts == {"ok": 1, "failed": 1}
+        [line] = summary.problems
+        assert "a.face2.png" in line.reason
+        assert [p.name for p in (tmp_path / "out").glob("*.png")] == ["a.face2.png"]
