@@ -274,6 +274,8 @@ def safe_torch_load(path: str | Path) -> Any:
     holds anything that would have to be executed to be read (such a file is never unpickled).
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not a weight file", "name the file in it")
     if not path.is_file():
         raise MissingError(f"{path} does not exist", "check the path")
     remedy = "get the file again from its authors; compare its SHA-256"

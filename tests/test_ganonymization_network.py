@@ -729,11 +729,12 @@ def test_a_file_cut_short_is_refused(share: float, suffix: str, tmp_path: Path, 
 
 def test_what_is_no_file_is_missing(tmp_path: Path) -> None:
     (tmp_path / "folder.ckpt").mkdir()
-    for path in (tmp_path / "nothing.ckpt", tmp_path / "folder.ckpt"):
+    kinds: dict[str, type[DeidbenchError]] = {"nothing.ckpt": MissingError, "folder.ckpt": InputError}
+    for name, kind in kinds.items():
         for loader in (load_generator, load_discriminator):
-            with pytest.raises(MissingError) as caught:
-                loader(path)
-            assert str(path) in caught.value.message
+            with pytest.raises(kind) as caught:
+                loader(tmp_path / name)
+            assert str(tmp_path / name) in caught.value.message
             assert caught.value.remedy
 
 
