@@ -201,7 +201,10 @@ def _command(suite: Path, out: Path, cache: Path, *more: str) -> list[str]:
 
 def _killed(command: Sequence[str], number: int, ready: Callable[[], bool]) -> int:
     """Starts the command in its own group and signals it (SIGKILL: all of the group) once ``ready``; its exit code."""
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, start_new_session=True, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background would pass on "ignore"
+    )  # fmt: skip
     while process.poll() is None and not ready():
         time.sleep(0.05)
     if process.poll() is None:
