@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from deidbench.anonymizers.regions import Area, RegionAnonymizer, Window, block_means, check_number
+from deidbench.anonymizers.regions import Area, RegionAnonymizer, Window, block_means, check_length
 from deidbench.kinds import anonymizers
 from deidbench.types import Image
 
@@ -88,7 +88,7 @@ class Blur(RegionAnonymizer):
     """Gaussian blur.
 
     sigma: standard deviation as a fraction of the face size, above 0 up to 2 (0.15 is about the box blur of half the face's
-    width that the tool deface applies).  region, margin, feather: see :mod:`deidbench.anonymizers.regions`.
+    width that the tool deface applies); with unit="pixel" in pixels, above 0 up to 1,000.  region, margin, feather: see :mod:`deidbench.anonymizers.regions`.
     """
 
     citation = (
@@ -97,15 +97,23 @@ class Blur(RegionAnonymizer):
     licence = "Apache-2.0 (part of deidbench)"
     strength = "sigma"
 
-    def __init__(self, sigma: float = 0.15, region: str = "ellipse", margin: float = 1.3, feather: float = 0.0) -> None:
+    def __init__(
+        self,
+        sigma: float = 0.15,
+        region: str = "ellipse",
+        margin: float = 1.3,
+        feather: float = 0.0,
+        unit: str = "face",
+    ) -> None:
         self.sigma = sigma
+        self.unit = unit
         self.region = region
         self.margin = margin
         self.feather = feather
 
     def validate(self) -> None:
         super().validate()
-        check_number(self.name, "sigma", self.sigma, 0, 2, open_low=True)
+        check_length(self.name, "sigma", self.sigma, self.unit)
 
     def _new_pixels(self, image: Image, area: Area, size: float, rng: np.random.Generator) -> Image:
-        return blurred(image, area.window, self.sigma * size)
+        return blurred(image, area.window, self.sigma * (size if self.unit == "face" else 1))

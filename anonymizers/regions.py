@@ -271,6 +271,16 @@ def check_number(method: str, key: str, value: object, low: float, high: float, 
         )
 
 
+#: What a strength that is a length is measured in: the face's size, or pixels (for aligned crops and reproductions).
+UNITS = ("face", "pixel")
+
+
+def check_length(method: str, key: str, value: object, unit: str) -> None:
+    """Raises InputError unless ``value`` is above 0 up to 2 face sizes or 1,000 pixels."""
+    check_choice(method, "unit", unit, UNITS)
+    check_number(method, key, value, 0, 2 if unit == "face" else 1000, open_low=True)
+
+
 def check_choice(method: str, key: str, value: object, choices: Sequence[str]) -> None:
     """Raises InputError unless ``value`` is one of ``choices``."""
     if value not in choices:

@@ -344,12 +344,28 @@ def similarity(source: npt.NDArray[np.float64], target: npt.NDArray[np.float64])
     return np.hstack([linear, (mt - linear @ ms)[:, None]])
 
 
+def alignment(face: Face, spec: CropSpec) -> npt.NDArray[np.float64]:
+    """The similarity (2, 3) that takes points of the image (pixels) to points of the crop that ``spec`` cuts."""
+    return similarity(named_points(face, spec.points), np.array(spec.template, np.float64) * spec.size)
+
+
+def moved(face: Face, m: npt.NDArray[np.float64]) -> Face:
+    """``face`` where the similarity ``m`` (2, 3) takes it; without landmarks the box keeps its sides' proportion."""
+    scale = float(np.hypot(m[0, 0], m[1, 0]))
+    if face.landmarks is None:
+        cx, cy = m[:, :2] @ face.box.centre + m[:, 2]
+        w, h = face.box.width * scale / 2, face.box.height * scale / 2
+        return Face(Box(float(cx - w), float(cy - h), float(cx + w), float(cy + h)), face.score)
+    points = (face.landmarks.astype(np.float64) @ m[:, :2].T + m[:, 2]).astype(np.float32)
+    depth = None if face.depth is None else (face.depth * np.float32(scale)).astype(np.float32)
+    return Face(tight_box(points), face.score, points, depth)
+
+
 def align(image: Image, face: Face, spec: CropSpec) -> Image:
     """The face cut out as ``spec`` wants it: RGB uint8 (size, size, 3); black beyond the frame."""
     import cv2
 
-    target = np.array(spec.template, np.float64) * spec.size
-    m = similarity(named_points(face, spec.points), target)
+    m = alignment(face, spec)
     scale = float(np.hypot(m[0, 0], m[1, 0]))
     part = image
     if scale < 0.5:  # bilinear sampling would alias: shrink by area first

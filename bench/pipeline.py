@@ -17,11 +17,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from deidbench.cache import Store, key
 from deidbench.errors import DeidbenchError, InputError
-from deidbench.faces import ALIGN_VERSION, FaceFinder, align, pack_faces, subject_face, unpack_faces
-from deidbench.types import Anonymized, Box, Face, FaceResult, Floats, Image, Item, Sample, Status
+from deidbench.faces import (
+    ALIGN_VERSION,
+    AVERAGE_FACE,
+    FaceFinder,
+    align,
+    alignment,
+    moved,
+    pack_faces,
+    similarity,
+    subject_face,
+    unpack_faces,
+)
+from deidbench.types import Anonymized, Box, CropSpec, Face, FaceResult, Image, Item, Sample, Status
 
 if TYPE_CHECKING:
     from deidbench.anonymizers.base import Anonymizer
@@ -31,12 +43,14 @@ if TYPE_CHECKING:
 #: Part of every key; raise it when reading an image gives other pixels than before.
 DECODE_VERSION = "1"
 #: Part of the keys of outputs; raise it when the pass-through rule changes.
-PASSTHROUGH_VERSION = "1"
+PASSTHROUGH_VERSION = "2"
 #: An output is a pass-through when 99 % of the face's pixels differ by no more than this many of 255 levels (as far as
 #: a JPEG copy of decent quality goes) in every channel.
 PASSTHROUGH_LEVELS = 12
 #: Where the attacker looks in a clear frame without a detected face (fractions of the frame): the middle.
 MIDDLE = (0.2, 0.15, 0.8, 0.9)
+#: Side of the thumbnails by which copies of other images are looked for, in pixels.
+THUMB = 16
 #: Index of the pseudo-method "clear": the images as they are, the gallery of the ignorant attacker.
 CLEAR = -1
 
@@ -53,6 +67,19 @@ class Plan:
     store: Path
     threads: int
     retry_failed: bool = False
+    #: "frame": the whole image is anonymised and the face looked for in the output.  "crop": the clear face is aligned to
+    #: 112 pixels first, the crop is anonymised, and its alignment is known to everybody.
+    level: str = "frame"
+
+    def box(self, sample: Sample) -> Box | None:
+        """The data set's box of the subject, in the picture that is anonymised."""
+        return sample.box if self.level == "frame" else None
+
+    def cut(self, frame: Image, faces: Sequence[Face], sample: Sample) -> Image:
+        """The subject's face aligned for the crop-level protocol; where none was found, what an attacker would cut out."""
+        h, w = frame.shape[:2]
+        face = subject_face(faces, sample.box) or Face(fallback_box(None, (h, w), sample.box, MIDDLE), 0.0)
+        return align(frame, face, aligned_crop())
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,11 +87,13 @@ class Task:
     """A batch of samples for method number ``method`` (or CLEAR).
 
     typical: where faces are in this data set's clear frames (fractions), the fallback of last resort.
+    evaluated: False for images that attackers learn from; nothing is measured on those.
     """
 
     method: int
     samples: tuple[Sample, ...]
     typical: tuple[float, float, float, float] = MIDDLE
+    evaluated: bool = True
 
 
 @dataclass(eq=False)
@@ -86,9 +115,16 @@ class Keys:
 
     def __init__(self, plan: Plan, fingerprints: Fingerprints, method: int, sample: Sample) -> None:
         self._f = fingerprints
-        self._box = None if sample.box is None else [float(v) for v in sample.box]
-        self.clear = key("clear", image=sample.sha256, decode=DECODE_VERSION)
-        self.clear_faces = self._faces(self.clear)
+        box = None if sample.box is None else [float(v) for v in sample.box]
+        self.frame = self.clear = key("clear", image=sample.sha256, decode=DECODE_VERSION)
+        self.frame_faces = self.clear_faces = self._faces(self.frame)
+        given = plan.level == "crop"
+        if given:
+            self.clear = key("crop", faces=self.frame_faces, align=ALIGN_VERSION, box=box)
+            self.clear_faces = key("faces of the crop", crop=self.clear)
+            box = None
+        self._box = box
+        self.thumb = key("thumb", source=self.clear, side=THUMB)
         if method == CLEAR:
             self.source, self.seed = self.clear, 0
         else:
@@ -104,7 +140,12 @@ class Keys:
             )
         self.picture = key("picture", source=self.source)
         # Where the data set names a face, all of them are looked for; else the largest is enough.
-        self.faces = self._faces(self.source) if method == CLEAR else self._faces(self.source, thorough=self._box is not None)
+        if method == CLEAR:
+            self.faces = self.clear_faces
+        elif given:
+            self.faces = key("faces given", source=self.source, faces=self.clear_faces)
+        else:
+            self.faces = self._faces(self.source, thorough=self._box is not None)
 
     def _faces(self, source: str, thorough: bool = True) -> str:
         return key("faces", source=source, finder=self._f.finder, thorough=thorough)
@@ -145,6 +186,7 @@ class Output:
     shape: tuple[int, int] | None
     faces: tuple[FaceResult, ...]
     identical: bool = False
+    thumb: bytes = b""
 
     @property
     def released(self) -> bool:
@@ -157,7 +199,7 @@ class Output:
         ]
         record = {
             "status": self.status, "adapter_status": self.adapter_status, "reason": self.reason, "shape": self.shape,
-            "faces": faces, "identical": self.identical,
+            "faces": faces, "identical": self.identical, "thumb": self.thumb.hex(),
         }  # fmt: skip
         return json.dumps(record).encode()
 
@@ -168,7 +210,8 @@ class Output:
             FaceResult(Status(f["status"]), None if f["box"] is None else Box(*f["box"]), f["reason"]) for f in r["faces"]
         )
         shape = None if r["shape"] is None else (r["shape"][0], r["shape"][1])
-        return cls(Status(r["status"]), Status(r["adapter_status"]), r["reason"], shape, faces, r["identical"])
+        thumb = bytes.fromhex(r["thumb"])
+        return cls(Status(r["status"]), Status(r["adapter_status"]), r["reason"], shape, faces, r["identical"], thumb)
 
 
 def fallback_box(output: Output | None, shape: tuple[int, int], hint: Box | None, typical: Sequence[float]) -> Box:
@@ -196,6 +239,30 @@ def passthrough(original: Image, output: Image, face: Face | None) -> bool:
     rows, columns = slice(int(box.y0), int(np.ceil(box.y1))), slice(int(box.x0), int(np.ceil(box.x1)))
     difference = np.abs(original[rows, columns].astype(np.int16) - output[rows, columns]).max(axis=2)
     return bool(np.percentile(difference, 99) <= PASSTHROUGH_LEVELS)
+
+
+def thumbnail(image: Image) -> bytes:
+    """The whole picture as 16 x 16 means of its pixels: RGB uint8, 768 bytes."""
+    import cv2
+
+    return cv2.resize(image, (THUMB, THUMB), interpolation=cv2.INTER_AREA).tobytes()  # type: ignore[no-any-return]
+
+
+def aligned_crop() -> CropSpec:
+    """What the crop-level protocol cuts out: the crop of the attackers on raw pixels."""
+    from deidbench.metrics.models.pixels import AlignedPixels
+
+    return AlignedPixels().crop
+
+
+def middle(level: str) -> tuple[float, float, float, float]:
+    """Where a face is in a picture in which none was found, as fractions; an average face's place in an aligned crop."""
+    if level == "frame":
+        return MIDDLE
+    spec = aligned_crop()
+    m = similarity(np.array([AVERAGE_FACE[p] for p in spec.points], np.float64), np.array(spec.template, np.float64))
+    (x0, y0), (x1, y1) = m[:, 2], m[:, :2] @ (1, 1) + m[:, 2]
+    return round(float(x0), 3), round(float(y0), 3), round(float(x1), 3), round(float(y1), 3)
 
 
 def resized(image: Image, shape: tuple[int, ...]) -> Image:
@@ -269,6 +336,8 @@ class _Batch:
         self.outcome = Outcome()
         self.new: dict[str, bytes] = {}
         self.keys = {s.id: Keys(worker.plan, worker.fingerprints, task.method, s) for s in task.samples}
+        self._frames: dict[str, Image] = {}
+        self._frame_faces: dict[str, list[Face]] = {}
         self._clear: dict[str, Image] = {}
         self._pictures: dict[str, Image] = {}
         self._clear_faces: dict[str, list[Face]] = {}
@@ -277,13 +346,15 @@ class _Batch:
         samples = self.readable(self.task.samples)
         if self.task.method == CLEAR:
             faces = self.clear_faces(samples)
+            self.thumbs(samples)
             self.embed([(s, None, faces[s.id]) for s in samples])
         else:
             outputs = self.anonymise(samples)
             released = [s for s in samples if outputs[s.id].released]
             faces = self.acquire(released, outputs)
             self.embed([(s, outputs[s.id], faces[s.id]) for s in released])
-            self.measure(released)
+            if self.task.evaluated:
+                self.measure(released)
         with _timed(self.outcome, "store"):
             if self.new:
                 self.worker.store.put_many(self.new)
@@ -304,11 +375,28 @@ class _Batch:
             good.append(s)
         return good
 
-    def clear(self, sample: Sample) -> Image:
-        if sample.id not in self._clear:
+    def frame(self, sample: Sample) -> Image:
+        """The image as the data set has it."""
+        if sample.id not in self._frames:
             with _timed(self.outcome, "decode"):
-                self._clear[sample.id] = load_sample(sample)
+                self._frames[sample.id] = load_sample(sample)
+        return self._frames[sample.id]
+
+    def clear(self, sample: Sample) -> Image:
+        """What is anonymised: the frame, or in the crop-level protocol its subject's aligned face."""
+        if self.plan.level == "frame":
+            return self.frame(sample)
+        if sample.id not in self._clear:
+            frame, faces = self.frame(sample), self.frame_faces([sample])[sample.id]
+            with _timed(self.outcome, "align"):
+                self._clear[sample.id] = self.plan.cut(frame, faces, sample)
         return self._clear[sample.id]
+
+    def thumbs(self, samples: Sequence[Sample]) -> None:
+        present = self.worker.store.present(self.keys[s.id].thumb for s in samples)
+        for s in samples:
+            if self.keys[s.id].thumb not in present:
+                self.new[self.keys[s.id].thumb] = thumbnail(self.clear(s))
 
     def picture(self, sample: Sample) -> Image:
         """The method's output for a sample, from this batch or from the store."""
@@ -324,7 +412,26 @@ class _Batch:
         return self._pictures[sample.id]
 
     # -- stages ------------------------------------------------------------------------------------------------
+    def frame_faces(self, samples: Sequence[Sample]) -> dict[str, list[Face]]:
+        """All faces of the images as the data set has them."""
+        if missing := [s for s in samples if s.id not in self._frame_faces]:
+            stored = self.worker.store.get_many(self.keys[s.id].frame_faces for s in missing)
+            for s in missing:
+                k = self.keys[s.id].frame_faces
+                if k in stored:
+                    self._frame_faces[s.id] = unpack_faces(stored[k])
+                    continue
+                image = self.frame(s)
+                with _timed(self.outcome, "detect"):
+                    self._frame_faces[s.id] = self.plan.finder.find(image)
+                self.outcome.computed["detect"] += 1
+                self.new[k] = pack_faces(self._frame_faces[s.id], image.shape)
+        return self._frame_faces
+
     def clear_faces(self, samples: Sequence[Sample]) -> dict[str, list[Face]]:
+        """All faces of what is anonymised; the one of an aligned crop is where its alignment put it."""
+        if self.plan.level == "frame":
+            return self.frame_faces(samples)
         if missing := [s for s in samples if s.id not in self._clear_faces]:
             stored = self.worker.store.get_many(self.keys[s.id].clear_faces for s in missing)
             for s in missing:
@@ -332,11 +439,10 @@ class _Batch:
                 if k in stored:
                     self._clear_faces[s.id] = unpack_faces(stored[k])
                     continue
-                image = self.clear(s)
-                with _timed(self.outcome, "detect"):
-                    self._clear_faces[s.id] = self.plan.finder.find(image)
-                self.outcome.computed["detect"] += 1
-                self.new[k] = pack_faces(self._clear_faces[s.id], image.shape)
+                face = subject_face(self.frame_faces([s])[s.id], s.box)
+                spec = aligned_crop()
+                self._clear_faces[s.id] = [] if face is None else [moved(face, alignment(face, spec))]
+                self.new[k] = pack_faces(self._clear_faces[s.id], (spec.size, spec.size))
         return self._clear_faces
 
     def anonymise(self, samples: Sequence[Sample]) -> dict[str, Output]:
@@ -372,10 +478,11 @@ class _Batch:
             status, identical = result.status, False
             if result.image is not None:
                 identical = result.image.shape == item.image.shape and bool((result.image == item.image).all())
-                if identical or passthrough(item.image, result.image, subject_face(faces[s.id], s.box)):
+                if identical or passthrough(item.image, result.image, subject_face(faces[s.id], self.plan.box(s))):
                     status = Status.PASSTHROUGH
             shape = None if result.image is None else (result.image.shape[0], result.image.shape[1])
-            output = Output(status, result.status, result.reason, shape, result.faces, identical)
+            thumb = b"" if result.image is None else thumbnail(result.image)
+            output = Output(status, result.status, result.reason, shape, result.faces, identical, thumb)
             outputs[s.id] = output
             k = self.keys[s.id]
             self.new[k.source] = output.pack()
@@ -386,7 +493,7 @@ class _Batch:
         return outputs
 
     def acquire(self, samples: Sequence[Sample], outputs: Mapping[str, Output]) -> dict[str, list[Face]]:
-        """Faces found on the output itself, never with the original's landmarks."""
+        """Faces found on the output itself, never with the original's landmarks (but in the crop-level protocol)."""
         stored = self.worker.store.get_many(self.keys[s.id].faces for s in samples)
         found: dict[str, list[Face]] = {}
         seen: dict[tuple[tuple[int, ...], bytes], list[Face]] = {}
@@ -397,14 +504,18 @@ class _Batch:
                 continue
             shape = outputs[s.id].shape
             assert shape is not None, "only released outputs are searched"
-            if outputs[s.id].identical:  # the same pixels: the same faces, no need to look again
+            if self.plan.level == "crop":
+                side = aligned_crop().size
+                m = np.array([[shape[1] / side, 0.0, 0.0], [0.0, shape[0] / side, 0.0]])
+                found[s.id] = [moved(face, m) for face in self.clear_faces([s])[s.id]]
+            elif outputs[s.id].identical:  # the same pixels: the same faces, no need to look again
                 found[s.id] = self.clear_faces([s])[s.id]
             else:
                 image = self.picture(s)
                 same = (image.shape, image.tobytes())  # black frames, for one, are searched once
                 if same not in seen:
                     with _timed(self.outcome, "detect"):
-                        seen[same] = self.plan.finder.find(image, thorough=s.box is not None)
+                        seen[same] = self.plan.finder.find(image, thorough=self.plan.box(s) is not None)
                 found[s.id] = seen[same]
                 self.outcome.computed["detect"] += 1
             self.new[k] = pack_faces(found[s.id], shape)
@@ -416,11 +527,12 @@ class _Batch:
             copies: list[tuple[str, str]] = []
             wanted = []
             for s, output, faces in rows:
-                face = subject_face(faces, s.box)
+                face = subject_face(faces, self.plan.box(s))
                 box: Box | None = None
                 if face is None:
                     shape = output.shape if output is not None and output.shape is not None else self.clear(s).shape[:2]
-                    box = fallback_box(output, (shape[0], shape[1]), s.box, self.task.typical if output is not None else MIDDLE)
+                    typical = self.task.typical if output is not None else middle(self.plan.level)
+                    box = fallback_box(output, (shape[0], shape[1]), self.plan.box(s), typical)
                 wanted.append((self.keys[s.id].embedding(r, box), s, output, face or Face(box or Box(0, 0, 1, 1)), box))
             present = self.worker.store.present(k for k, *_ in wanted)
             for k, s, output, face, box in wanted:
@@ -448,14 +560,14 @@ class _Batch:
             distinct = [crops[where.index(i)] for i in range(len(first))]
             with _timed(self.outcome, f"embed {recognizer.name}"):
                 embeddings = recognizer.embed(np.stack(distinct))
-            if embeddings.shape[0] != len(distinct) or embeddings.dtype != np.float32:
+            if embeddings.shape[0] != len(distinct) or embeddings.dtype != recognizer.dtype:
                 raise DeidbenchError(
                     f"recogniser {recognizer.name!r} returned {embeddings.shape} {embeddings.dtype} for {len(distinct)} faces",
-                    "it must return float32 (n, d)",
+                    f"it must return {np.dtype(recognizer.dtype)} (n, d)",
                 )
             self.outcome.computed["embed"] += len(todo)
             for (k, _, _), i in zip(todo, where, strict=True):
-                self.new[k] = np.ascontiguousarray(embeddings[i], np.float32).tobytes()
+                self.new[k] = np.ascontiguousarray(embeddings[i]).tobytes()
 
     def measure(self, samples: Sequence[Sample]) -> None:
         for m, metric in enumerate(self.plan.metrics):
@@ -469,7 +581,7 @@ class _Batch:
                 original, output = self.clear(s), self.picture(s)
                 if output.shape != original.shape:
                     output = resized(output, original.shape)
-                face = subject_face(self.clear_faces([s])[s.id], s.box)
+                face = subject_face(self.clear_faces([s])[s.id], self.plan.box(s))
                 with _timed(self.outcome, f"measure {metric.name}"):
                     values = dict(metric.measure(original, output, face))
                 self.outcome.computed["measure"] += 1
@@ -554,5 +666,5 @@ def typical_box(boxes: Sequence[tuple[Box, tuple[int, int]]]) -> tuple[float, fl
     return x0, y0, x1, y1
 
 
-def unpack_embedding(data: bytes) -> Floats:
-    return np.frombuffer(data, np.float32)
+def unpack_embedding(data: bytes, dtype: type[np.generic] = np.float32) -> npt.NDArray[Any]:
+    return np.frombuffer(data, dtype)

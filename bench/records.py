@@ -42,6 +42,7 @@ class Row:
     lo, hi: interval bounds, each None where it cannot be computed (``ci_reason`` says why, never 0 +- 0).
     ci_level, ci_method: e.g. 0.95 and "person bootstrap, 10000 replicates, gallery fixed".
     recognizer, attacker, convention, comparison: empty where they do not apply.
+    label: what the figure is about where one metric speaks of several things (an attribute, a group of persons).
     n_images, n_persons: in the figure's denominator.  n_failed: images the method did not release.
     n_fta: released images in which no face was found.
     realised_fmr: for figures at a fixed threshold, the FMR that the threshold really gave.
@@ -76,6 +77,7 @@ class Row:
     trusted: bool = True
     timing: bool = False
     note: str = ""
+    label: str = ""
     schema: int = SCHEMA_VERSION
 
 

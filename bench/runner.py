@@ -12,7 +12,7 @@ import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,6 @@ from deidbench.executors import cores, make_executor
 from deidbench.faces import FaceFinder, subject_face, unpack_faces, unpack_shape
 from deidbench.pipeline import (
     CLEAR,
-    MIDDLE,
     Fingerprints,
     Keys,
     Outcome,
@@ -35,6 +34,10 @@ from deidbench.pipeline import (
     Task,
     fallback_box,
     initialise,
+    item_seed,
+    load_sample,
+    middle,
+    passthrough,
     process,
     typical_box,
     unpack_embedding,
@@ -42,14 +45,21 @@ from deidbench.pipeline import (
 from deidbench.progress import progress
 from deidbench.records import SCHEMA_VERSION, Curve, Row, frame
 from deidbench.suite import Suite
-from deidbench.types import Face, Sample, Status
+from deidbench.types import Face, Image, Sample, Status
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from deidbench.datasets.base import Dataset
-    from deidbench.metrics.base import Findings, Metric, Protocol, Table
+    from deidbench.metrics.base import Background, Findings, Metric, PlannedAttack, Protocol, Table
     from deidbench.metrics.models.base import Recognizer
+    from deidbench.metrics.reid.training import Attempt
+
+
+#: Root mean square difference of two thumbnails, in levels of 255, up to which two pictures are looked at closely.
+COPY_LEVELS = 8.0
+#: Share of outputs that are inputs, or other images of the data set, from which on a method's figures are not published.
+REFUSED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ def protocol_of(suite: Suite) -> Protocol:
 
     table = suite.file.protocol
     values = {f.name: getattr(table, f.name) for f in fields(Protocol) if f.name != "name"}
-    for name in ("ranks", "fmr"):
+    for name in ("ranks", "fmr", "fpir"):
         values[name] = tuple(values[name])
     return Protocol(name=suite.file.suite.protocol, **values)
 
@@ -111,6 +121,8 @@ class _Run:
 
     def _build(self) -> None:
         """Parts from the suite, checked before anything is computed."""
+        from deidbench.metrics.models.pixels import AlignedPixels
+
         file = self.suite.file
         self.dataset = kinds.datasets.create(file.dataset.name, **file.dataset.params)
         methods = tuple(kinds.anonymizers.create(m.name, **m.params) for m in self.suite.methods)
@@ -120,20 +132,29 @@ class _Run:
         for part in parts:
             if problem := part.missing():
                 raise MissingError(f"{part.name} is not ready: {problem}", "deidbench doctor shows what is ready")
+        self.metrics = metrics
         names = [r.name + (f":{r.params['variant']}" if "variant" in r.params else "") for r in file.recognizers]
         self.recognizer_names = [n if names.count(n) == 1 else f"{n}#{i}" for i, n in enumerate(names)]
         for method in methods:
             method.validate()
+        attacks = [a for metric in metrics for a in metric.attacks(self.recognizer_names)]
+        self.pixels = any(a.attacker.reads == "crops" for a in attacks)
+        self.learning: Dataset | None = None
+        if (table := file.attackers).name:
+            self.learning = kinds.datasets.create(table.name, **table.params)
+            if problem := self.learning.missing():
+                raise MissingError(f"{table.name} is not ready: {problem}", "deidbench doctor shows what is ready")
         self.workers = self.options.workers or cores()
         self.plan = Plan(
             methods=methods,
-            recognizers=recognizers,
+            recognizers=(*recognizers, AlignedPixels()) if self.pixels else recognizers,
             metrics=metrics,
             finder=FaceFinder(file.faces.min_score, file.faces.tile_from),
             seed=file.protocol.seed,
             store=self.options.cache or default_folder(),
             threads=max(1, cores() // self.workers),
             retry_failed=self.options.retry_failed,
+            level=file.protocol.level,
         )
         self.fingerprints = Fingerprints(self.plan)
 
@@ -174,6 +195,7 @@ class _Run:
             raise InputError(f"data set {self.dataset.name!r} yields the sample id {double!r} twice", "ids must be unique")
         roles = self.suite.file.dataset.roles
         self.samples = [s for s in everything if s.role in roles]
+        self._read_attackers_data(everything)
         self.roles = Counter(s.role for s in everything)
         persons: dict[str, set[str]] = defaultdict(set)
         for s in everything:
@@ -189,6 +211,39 @@ class _Run:
                 'set roles = ["..."] under [dataset]',
             )
         self._write_manifest(everything)
+
+    def _read_attackers_data(self, everything: Sequence[Sample]) -> None:
+        """The images that attackers learn from, if any metric asks for them; ``no_background`` says why there are none."""
+        self.background: list[Sample] = []
+        self.no_background = "no metric of this suite asks for attacker-train persons"
+        if not any(m.needs_background for m in self.metrics):
+            return
+        roles = self.suite.file.attackers.roles
+        if self.learning is None:
+            if both := set(roles) & set(self.suite.file.dataset.roles):
+                raise InputError(
+                    f"role {min(both)!r} is both evaluated and learnt from",
+                    "person-disjoint roles in [dataset] and [attackers]",
+                )
+            self.background = [s for s in everything if s.role in roles]
+        else:
+            name = self.learning.name
+            self.background = [
+                replace(s, id=f"{name}:{s.id}", subject_id=f"{name}:{s.subject_id}")
+                for s in self.learning.samples()
+                if s.role in roles
+            ]
+            known = {s.sha256: s.id for s in self.samples}
+            if double := [s for s in self.background if s.sha256 in known]:
+                raise InputError(
+                    f"attackers would learn from an image that is evaluated: {double[0].id} is {known[double[0].sha256]}",
+                    "take it out of the roles in [attackers]",
+                )
+        if not self.background:
+            whose = (self.learning or self.dataset).name
+            self.no_background = (
+                f"the data set {whose!r} has no persons of role {' or '.join(roles)} for attackers to learn from"
+            )
 
     def _write_manifest(self, samples: Iterable[Sample]) -> None:
         """The data as it was used: ids, persons, roles and hashes, so that the split can be repeated elsewhere."""
@@ -217,34 +272,44 @@ class _Run:
         self.unreadable.update(outcome.unreadable)
 
     def _clear(self, executor: Any) -> None:
-        keys = {s.id: Keys(self.plan, self.fingerprints, CLEAR, s) for s in self.samples}
-        state = self._state(CLEAR, self.samples, keys, MIDDLE)
-        todo = [s for s in self.samples if not state[s.id].complete]
+        everything = [*self.samples, *self.background]
+        keys = {s.id: Keys(self.plan, self.fingerprints, CLEAR, s) for s in everything}
+        centre = middle(self.plan.level)
+        state = self._state(CLEAR, everything, keys, centre)
+        todo = [s for s in everything if not state[s.id].complete]
         self._execute(executor, "clear images", [Task(CLEAR, batch) for batch in self._batches(todo)])
         # An image that cannot be read can be neither gallery nor probe: it is left out, counted and named.
         self.samples = [s for s in self.samples if s.id not in self.unreadable]
+        self.background = [s for s in self.background if s.id not in self.unreadable]
         if not self.samples:
             name, why = next(iter(self.unreadable.items()))
             raise InputError(
                 f"none of the {len(self.unreadable)} images can be read; the first, {name}: {why}",
                 "mend the files or the manifest",
             )
-        self.clear_state = self._state(CLEAR, self.samples, keys, MIDDLE)
-        boxes = [(st.face.box, st.shape) for st in self.clear_state.values() if st.face is not None and st.shape is not None]
-        self.typical = typical_box(boxes)
+        self.clear_keys = keys
+        self.clear_state = self._state(CLEAR, [*self.samples, *self.background], keys, centre)
+        states = [self.clear_state[s.id] for s in self.samples]
+        boxes = [(st.face.box, st.shape) for st in states if st.face is not None and st.shape is not None]
+        self.typical = typical_box(boxes) if self.plan.level == "frame" else centre
 
     def _methods(self, executor: Any) -> None:
         tasks = []
         self.method_keys = []
+        everything = [*self.samples, *self.background]
+        self.evaluated = {s.id for s in self.samples}
         for m in range(len(self.plan.methods)):
-            keys = {s.id: Keys(self.plan, self.fingerprints, m, s) for s in self.samples}
+            keys = {s.id: Keys(self.plan, self.fingerprints, m, s) for s in everything}
             self.method_keys.append(keys)
-            state = self._state(m, self.samples, keys, self.typical)
-            todo = [s for s in self.samples if not state[s.id].complete]
-            tasks += [Task(m, batch, self.typical) for batch in self._batches(todo)]
+            state = self._state(m, everything, keys, self.typical)
+            for samples, evaluated in ((self.samples, True), (self.background, False)):
+                todo = [s for s in samples if not state[s.id].complete]
+                tasks += [Task(m, batch, self.typical, evaluated) for batch in self._batches(todo)]
         self._execute(executor, "anonymise, find, embed, measure", tasks)
         self._tried = True
-        self.states = [self._state(m, self.samples, self.method_keys[m], self.typical) for m in range(len(self.plan.methods))]
+        self.states = [self._state(m, everything, self.method_keys[m], self.typical) for m in range(len(self.plan.methods))]
+        for m in range(len(self.plan.methods)):
+            self._mark_copies(m)
         for m, state in enumerate(self.states):
             if incomplete := [i for i, st in state.items() if not st.complete]:
                 raise DeidbenchError(
@@ -283,10 +348,15 @@ class _Run:
             if (data := faces.get(keys[s.id].faces)) is None:
                 continue
             shape = unpack_shape(data)
-            face = subject_face(unpack_faces(data), s.box)
-            box = None if face is not None else fallback_box(outputs[s.id], shape, s.box, typical)
+            hint = self.plan.box(s)
+            face = subject_face(unpack_faces(data), hint)
+            box = None if face is not None else fallback_box(outputs[s.id], shape, hint, typical)
             embeddings = [keys[s.id].embedding(r, box) for r in range(len(self.plan.recognizers))]
-            measures = [] if method == CLEAR else [keys[s.id].measure(i) for i, m in enumerate(self.plan.metrics) if m.measures]
+            measures: list[str] = []
+            if method == CLEAR:
+                wanted.append(keys[s.id].thumb)
+            elif s.id in self.evaluated:
+                measures = [keys[s.id].measure(i) for i, m in enumerate(self.plan.metrics) if m.measures]
             wanted += [*embeddings, *measures]
             states[s.id] = _State(outputs[s.id], face, shape, embeddings, measures)
         present = self.store.present(wanted)
@@ -294,7 +364,8 @@ class _Run:
         for s in samples:
             st = states.get(s.id)
             if st is not None:
-                st.complete = all(k in present for k in (*st.embeddings, *st.measures))
+                thumb = [keys[s.id].thumb] if method == CLEAR else []
+                st.complete = all(k in present for k in (*st.embeddings, *st.measures, *thumb))
             elif s.id in outputs and (o := outputs[s.id]) is not None and not o.released:
                 st = _State(o, None, None, [], [], complete=True)
             else:
@@ -302,13 +373,43 @@ class _Run:
             result[s.id] = st
         return result
 
-    def _table(self, label: str, state: Mapping[str, _State]) -> Table:
-        """Columns of one method (or of the clear images)."""
-        from deidbench.metrics.base import Table
+    def _mark_copies(self, method: int) -> None:
+        """Outputs that are another image of the data set, or nearly: found by thumbnail, proved by pixels."""
+        from deidbench.images import decode_png
 
-        samples, n = self.samples, len(self.samples)
+        states, keys = self.states[method], self.method_keys[method]
+        thumbs = self.store.get_many(self.clear_keys[s.id].thumb for s in self.samples)
+        clear = np.array([np.frombuffer(thumbs[self.clear_keys[s.id].thumb], np.uint8) for s in self.samples], np.float32)
+        for s in self.samples:
+            st = states[s.id]
+            if st.output is None or not st.output.released or st.output.status is not Status.OK:
+                continue
+            mine = np.frombuffer(st.output.thumb, np.uint8).astype(np.float32)
+            near = np.flatnonzero(np.sqrt(np.mean((clear - mine) ** 2, axis=1)) <= COPY_LEVELS)
+            others = [self.samples[i] for i in near if self.samples[i].id != s.id]
+            if not others:
+                continue
+            picture = decode_png(self.store.get(keys[s.id].picture) or b"")
+            for other in others:
+                face = self.clear_state[other.id].face
+                if passthrough(self._clear_picture(other), picture, face):
+                    st.copy_of = other.id
+                    break
+
+    def _clear_picture(self, sample: Sample) -> Image:
+        """What is anonymised of a sample, read anew."""
+        frame = load_sample(sample)
+        return frame if self.plan.level == "frame" else self.plan.cut(frame, self.plan.finder.find(frame), sample)
+
+    def _table(self, label: str, state: Mapping[str, _State], samples: Sequence[Sample], *, pixels: bool = False) -> Table:
+        """Columns of one method (or of the clear images) for some samples.  pixels: with the aligned crops."""
+        from deidbench.metrics.base import Table
+        from deidbench.metrics.reid.base import CROP
+
+        n = len(samples)
         states = [state[s.id] for s in samples]
-        data = self.store.get_many(k for st in states for k in (*st.embeddings, *st.measures))
+        stock = len(self.recognizer_names)
+        data = self.store.get_many(k for st in states for k in (*st.embeddings[:stock], *st.measures))
         embeddings: dict[str, np.ndarray[Any, np.dtype[np.float32]]] = {}
         for r, name in enumerate(self.recognizer_names):
             vectors = {i: unpack_embedding(data[st.embeddings[r]]) for i, st in enumerate(states) if st.embeddings}
@@ -317,6 +418,14 @@ class _Run:
             for i, v in vectors.items():
                 column[i] = v
             embeddings[name] = column
+        crops = None
+        if pixels:
+            crops = np.zeros((n, CROP.size, CROP.size, 3), np.uint8)
+            rows = {st.embeddings[stock]: i for i, st in enumerate(states) if st.embeddings}
+            where = [(i, st.embeddings[stock]) for i, st in enumerate(states) if st.embeddings]
+            found = self.store.get_many(rows)
+            for i, k in where:
+                crops[i] = unpack_embedding(found[k], np.uint8).reshape(crops.shape[1:])
         names = [m for metric in self.plan.metrics for m in metric.measures]
         measures = {name: np.full(n, np.nan) for name in names}
         for i, st in enumerate(states):
@@ -324,30 +433,45 @@ class _Run:
                 for name, value in json.loads(data[k]).items():
                     measures[name][i] = value
         labels = sorted({name for s in samples for name in s.attributes})
+        groups = sorted({name for s in samples for name in s.groups})
+        status = [
+            Status.OK.value if st.output is None else Status.COPY.value if st.copy_of else st.output.status.value
+            for st in states
+        ]
         return Table(
             dataset=self.dataset.name,
             method=label,
             ids=np.array([s.id for s in samples], np.str_),
             subjects=np.array([s.subject_id for s in samples], np.str_),
-            status=np.array([Status.OK.value if st.output is None else st.output.status.value for st in states], np.str_),
+            status=np.array(status, np.str_),
             withheld=np.array([st.output is not None and not st.output.released for st in states], np.bool_),
             fta=np.array([st.shape is not None and st.face is None for st in states], np.bool_),
             embeddings=embeddings,
             measures=measures,
             attributes={a: np.array([s.attributes.get(a, np.nan) for s in samples], np.float64) for a in labels},
             emotion=np.array([s.emotion or "" for s in samples], np.str_),
+            groups={g: np.array([s.groups.get(g, "") for s in samples], np.str_) for g in groups},
+            crops=crops,
+            copies=np.array([st.copy_of for st in states], np.str_),
         )
 
     # -- scores ------------------------------------------------------------------------------------------------
     def _scores(self, executor: Any) -> list[Findings]:
-        from deidbench.metrics.base import Findings
+        from deidbench.metrics.base import Background, Findings
 
-        clear = self._table("clear", self.clear_state)
-        self.tables = [self._table(spec.label, state) for spec, state in zip(self.suite.methods, self.states, strict=True)]
+        clear = self._table("clear", self.clear_state, self.samples)
+        self.tables = [
+            self._table(spec.label, state, self.samples) for spec, state in zip(self.suite.methods, self.states, strict=True)
+        ]
+        backgrounds = self._backgrounds(executor)
+        learnt = [_digest(b.clear) if b.clear is not None else "" for b in backgrounds]
         digest = _digest(clear)
         tasks, keys = [], []
-        for table in self.tables:
+        for m, table in enumerate(self.tables):
+            background = backgrounds[m]
             for i, metric in enumerate(self.plan.metrics):
+                # a metric that asks for nothing more is not scored anew because of what others ask for
+                asked = metric.needs_background
                 keys.append(
                     key(
                         "findings",
@@ -357,9 +481,14 @@ class _Run:
                         protocol=asdict(self.protocol),
                         clear=digest,
                         table=_digest(table),
+                        background=[learnt[m], _digest(background.anonymised), background.reason, self.attempt_keys[m]]
+                        if asked and background.anonymised is not None
+                        else [background.reason]
+                        if asked
+                        else [],
                     )
                 )
-                tasks.append((metric, clear, table, self.protocol))
+                tasks.append((metric, clear, table, self.protocol, background if asked else Background()))
         stored = self.store.get_many(keys)
         todo = [i for i, k in enumerate(keys) if k not in stored]
         with progress("attack and score", len(todo), quiet=self.options.quiet) as tick:
@@ -375,7 +504,104 @@ class _Run:
         for k in keys:
             record = json.loads(stored[k])
             found.append(Findings([Row(**r) for r in record["rows"]], [Curve(**c) for c in record["curves"]]))
-        return found
+        return [self._judged(f, self.tables[i // len(self.plan.metrics)]) for i, f in enumerate(found)]
+
+    def _judged(self, findings: Findings, table: Table) -> Findings:
+        """A method whose outputs are its inputs, or other images of the data set, is named; its figures are not published."""
+        from deidbench.metrics.base import Findings
+
+        spec = next(s for s in self.suite.methods if s.label == table.method)
+        same = int((table.status == Status.PASSTHROUGH.value).sum())
+        copies = int((table.status == Status.COPY.value).sum())
+        if spec.control or not same + copies:
+            return findings
+        said = [f"{same} of {table.n} outputs are the input (or nearly)"] if same else []
+        said += [f"{copies} of {table.n} outputs are another image of the data set (or nearly)"] if copies else []
+        why = " and ".join(said)
+        if same + copies < REFUSED_SHARE * table.n:
+            return Findings([replace(r, note="; ".join(p for p in (r.note, why) if p)) for r in findings.rows], findings.curves)
+        return Findings(
+            [
+                replace(
+                    r, value=None, lo=None, hi=None, trusted=False, reason=f"not published: {why}", ci_reason="not published"
+                )
+                for r in findings.rows
+            ],
+            [],
+        )
+
+    # -- trained attacks ---------------------------------------------------------------------------------------
+    def _backgrounds(self, executor: Any) -> list[Background]:
+        """What attackers were given, per method; attacks that the store does not hold yet are carried out."""
+        from deidbench import attacks
+        from deidbench.metrics.base import Background
+        from deidbench.metrics.reid import training
+
+        planned = [a for metric in self.metrics for a in metric.attacks(self.recognizer_names)]
+        stock = dict(zip(self.recognizer_names, self.plan.recognizers, strict=False))
+        self.attempt_keys: list[list[str]] = [[] for _ in self.plan.methods]
+        if not self.background:
+            return [Background(reason=self.no_background) for _ in self.plan.methods]
+        jobs: list[list[tuple[PlannedAttack, int, str]]] = []
+        clear = [self._identity(self.clear_state, samples) for samples in (self.background, self.samples)]
+        for m in range(len(self.plan.methods)):
+            tables = [self._identity(self.states[m], samples) for samples in (self.background, self.samples)]
+            jobs.append([])
+            for a in planned:
+                for number in range(self.protocol.seeds):
+                    k = key(
+                        "attempt",
+                        version=training.VERSION,
+                        attacker=[a.attacker.name, a.attacker.version, a.attacker.params()],
+                        recognizer=a.recognizer,
+                        recognizers=self.fingerprints.recognizers,
+                        seed=[self.protocol.seed, number],
+                        tables=[*clear, *tables],
+                    )
+                    jobs[m].append((a, number, k))
+            self.attempt_keys[m] = [k for _, _, k in jobs[m]]
+        present = self.store.present(k for keys in self.attempt_keys for k in keys)
+        missing = sum(k not in present for keys in self.attempt_keys for k in keys)
+        if missing:
+            both = (self.background, self.samples)
+            clear_sides = [self._table("clear", self.clear_state, side, pixels=self.pixels) for side in both]
+        with progress("train and attack", missing, quiet=self.options.quiet) as tick:
+            for m, spec in enumerate(self.suite.methods):
+                todo = [job for job in jobs[m] if job[2] not in present]
+                if not todo:
+                    continue
+                sides = [self._table(spec.label, self.states[m], side, pixels=self.pixels) for side in both]
+                tasks = [
+                    attacks.AttackTask(
+                        a.attacker,
+                        a.recognizer,
+                        item_seed(self.protocol.seed, "attempt", str(number)) % 2**31,
+                        (clear_sides[0], sides[0]),
+                        (clear_sides[1], sides[1]),
+                        stock,
+                        self.plan.threads,
+                    )
+                    for a, number, _ in todo
+                ]
+                for i, data in executor.run(attacks.carry_out, tasks):
+                    self.store.put(todo[i][2], data)
+                    self.computed["attack"] += 1
+                    tick()
+        backgrounds = []
+        before = self._table("clear", self.clear_state, self.background)
+        for m, spec in enumerate(self.suite.methods):
+            stored = self.store.get_many(self.attempt_keys[m])
+            attempts: dict[tuple[str, str], list[Attempt]] = defaultdict(list)
+            for a, _, k in jobs[m]:
+                attempts[a.label, a.recognizer].append(attacks.unpack(stored[k]))
+            after = self._table(spec.label, self.states[m], self.background)
+            backgrounds.append(Background(before, after, dict(attempts), ""))
+        return backgrounds
+
+    def _identity(self, state: Mapping[str, _State], samples: Sequence[Sample]) -> str:
+        """Hash of all that attackers see of some samples, without reading any of it."""
+        lines = [[s.id, s.subject_id, *state[s.id].embeddings] for s in samples]
+        return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
 
     # -- throughput --------------------------------------------------------------------------------------------
     def _throughput(self) -> list[Row]:
@@ -477,13 +703,14 @@ class _Run:
                 "all_roles": dict(self.roles), "n_images": len(self.samples), "n_persons": len(persons),
                 "manifest_sha256": manifest_sha256([{"id": s.id, "subject_id": s.subject_id, "sha256": s.sha256} for s in self.samples]),
                 "typical_box": list(self.typical), "unreadable": self.unreadable,
-                "clear_fta": sum(st.face is None for st in self.clear_state.values()),
+                "clear_fta": sum(self.clear_state[s.id].face is None for s in self.samples),
             },
+            "attackers": self._attackers_record(),
             "methods": methods,
             "recognizers": [
                 {"name": name, "fingerprint": f, "weights_sha256": r.weights_sha256(), "runtime": r.runtime(), "citation": r.citation,
                  "licence": r.licence, "trained_on": list(r.trained_on), "params": r.params()}
-                for name, r, f in zip(self.recognizer_names, self.plan.recognizers, self.fingerprints.recognizers, strict=True)
+                for name, r, f in zip(self.recognizer_names, self.plan.recognizers, self.fingerprints.recognizers, strict=False)
             ],
             "metrics": [{"name": m.name, "version": m.version, "params": m.params(), "citation": m.citation} for m in self.plan.metrics],
             "finder": self.fingerprints.finder,
@@ -499,6 +726,20 @@ class _Run:
         atomic_write(self.out / "run.json", json.dumps(record, indent=1, default=str))  # last: its presence means complete
         return failed
 
+    def _attackers_record(self) -> dict[str, Any]:
+        """Whom attackers learnt from, and what each attacker knows."""
+        from deidbench.datasets.base import manifest_sha256
+        from deidbench.metrics.reid.metric import ReIdentification
+
+        source = self.learning or self.dataset
+        known = [a for metric in self.metrics if isinstance(metric, ReIdentification) for a in metric.record()]
+        return {
+            "dataset": source.name if self.background else "", "roles": self.suite.file.attackers.roles, "reason": self.no_background if not self.background else "",
+            "n_images": len(self.background), "n_persons": len({s.subject_id for s in self.background}),
+            "manifest_sha256": manifest_sha256([{"id": s.id, "subject_id": s.subject_id, "sha256": s.sha256} for s in self.background]),
+            "attackers": known,
+        }  # fmt: skip
+
     def _images(self) -> pd.DataFrame:
         """One line per (method, image)."""
         import pandas as pd
@@ -513,6 +754,7 @@ class _Run:
                         "role": [s.role for s in self.samples], "status": table.status,
                         "adapter_status": [o.adapter_status.value if o else "" for o in outputs],
                         "reason": [o.reason if o else "" for o in outputs],
+                        "copy_of": table.copies,
                         "withheld": table.withheld, "fta": table.fta, **table.measures,
                         "seed": [keys[s.id].seed for s in self.samples], "artefact": [keys[s.id].source for s in self.samples],
                     }
@@ -561,6 +803,7 @@ class _State:
     embeddings: list[str]
     measures: list[str]
     complete: bool = False
+    copy_of: str = ""
 
 
 class _Stage:
@@ -576,9 +819,9 @@ class _Stage:
         self.wall[self.name] = time.perf_counter() - self.start
 
 
-def _score(task: tuple[Metric, Table, Table, Protocol]) -> Findings:
-    metric, clear, table, protocol = task
-    return metric.score(clear, table, protocol)
+def _score(task: tuple[Metric, Table, Table, Protocol, Background]) -> Findings:
+    metric, clear, table, protocol, background = task
+    return metric.score(clear, table, protocol, background)
 
 
 def _digest(table: Table) -> str:
@@ -593,7 +836,7 @@ def _digest(table: Table) -> str:
     h.update(f"{table.dataset}|{table.method}|".encode())
     for name in ("ids", "subjects", "status", "withheld", "fta"):
         add(name, getattr(table, name))
-    for group in ("embeddings", "measures", "attributes"):
+    for group in ("embeddings", "measures", "attributes", "groups"):
         for name, column in sorted(getattr(table, group).items()):
             add(f"{group}.{name}", column)
     if table.emotion is not None:

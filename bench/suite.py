@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from deidbench.errors import SuiteError
 
 #: Frozen protocols; each is the bundled suite of that name.
-PROTOCOLS = ("deidbench-v1",)
+PROTOCOLS = ("deidbench-v1", "deidbench-v2")
 
 
 class _Strict(BaseModel):
@@ -64,6 +64,17 @@ class DatasetTable(PartTable):
     roles: list[str] = Field(default=["evaluate"], min_length=1)
 
 
+class AttackersTable(_Strict):
+    """Where attackers learn: persons who are never evaluated.
+
+    name, params: a data set of its own; "" is the one under evaluation.  roles: of the samples to learn from.
+    """
+
+    name: str = ""
+    params: dict[str, Any] = Field(default_factory=dict)
+    roles: list[str] = Field(default=["attacker_train"], min_length=1)
+
+
 class MethodTable(PartTable):
     label: str = Field(default="", max_length=60)
     #: One method per value: parameter -> values.  Exactly one parameter is swept.
@@ -84,11 +95,16 @@ class MethodTable(PartTable):
 class ProtocolTable(_Strict):
     """Numbers of the protocol; see :class:`deidbench.metrics.base.Protocol`."""
 
+    #: "frame": whole images are anonymised.  "crop": the clear face is aligned to 112 pixels first, then anonymised.
+    level: str = Field(default="frame", pattern=r"^(frame|crop)$")
     seed: int = Field(ge=0)
     comparison: str = Field(pattern=r"^(leave-one-out|split)$")
     enrolled: int = Field(default=1, ge=1)
     ranks: list[int] = Field(min_length=1)
     fmr: list[float] = Field(min_length=1)
+    fpir: list[float] = Field(default=[0.1, 0.01], min_length=1)
+    templates: str = Field(default="image", pattern=r"^(image|mean|max)$")
+    seeds: int = Field(default=3, ge=1, le=100)
     confidence: float = Field(gt=0.5, lt=1)
     replicates: int = Field(ge=100)
     curve_replicates: int = Field(ge=100)
@@ -122,6 +138,7 @@ class SuiteFile(_Strict):
     recognizers: list[PartTable] = Field(min_length=1)
     metrics: list[PartTable] = Field(min_length=1)
     faces: FacesTable = FacesTable()
+    attackers: AttackersTable = AttackersTable()
     throughput: ThroughputTable = ThroughputTable()
     report: ReportTable = ReportTable()
 
@@ -226,11 +243,11 @@ def _read(source: str, seen: tuple[str, ...]) -> tuple[dict[str, Any], str, str,
     base, _, _, _ = _read(str(sibling) if path.is_file() and sibling.is_file() else base_name, (*seen, origin))
     assert isinstance(head, dict)
     merged, inherited = {**base, **raw}, 0
-    for name in ("dataset", "protocol", "faces", "throughput", "report", "suite"):
+    for name in ("dataset", "protocol", "faces", "attackers", "throughput", "report", "suite"):
         ours, theirs = raw.get(name), base.get(name)
         if isinstance(ours, dict) and isinstance(theirs, dict):
             # another data set brings its own parameters
-            if name == "dataset" and ours.get("name", theirs.get("name")) != theirs.get("name"):
+            if name in ("dataset", "attackers") and ours.get("name", theirs.get("name")) != theirs.get("name"):
                 continue
             merged[name] = {**theirs, **ours}
     if head.get("inherit_methods", True) is True and isinstance(raw.get("methods"), list):

@@ -33,6 +33,8 @@ class Status(StrEnum):
     FAILED = "failed"
     #: The output is the input, or nearly.  Set by the suite, never believed from an adapter.
     PASSTHROUGH = "passthrough"
+    #: The output is another image of the data set, or nearly.  Set by the suite.
+    COPY = "copy"
 
     def __str__(self) -> str:
         return self.value

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from deidbench.records import Curve, Row
 from deidbench.types import Face, Image
+
+if TYPE_CHECKING:
+    from deidbench.metrics.reid.base import TrainedAttacker
+    from deidbench.metrics.reid.training import Attempt
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,11 @@ class Protocol:
     """The numbers of the evaluation protocol that metrics need (suite table ``[protocol]``).
 
     comparison: "leave-one-out" or "split" (``enrolled`` seeded gallery images per person, the rest are probes).
+    fpir: false positive identification rates of open-set identification.
+    level: "frame", or "crop" (see :class:`deidbench.pipeline.Plan`).
+    templates: what a probe is compared with: each enrolled "image", or each person by the "mean" or the "max" of the scores
+    of the person's enrolled images.
+    seeds: of trained attackers; the strongest on validation persons counts.
     """
 
     name: str = "deidbench-v1"
@@ -43,6 +52,10 @@ class Protocol:
     seed: int = 0
     ranks: tuple[int, ...] = (1, 5, 10)
     fmr: tuple[float, ...] = (0.1, 0.01, 0.001)
+    fpir: tuple[float, ...] = (0.1, 0.01)
+    level: str = "frame"
+    templates: str = "image"
+    seeds: int = 3
     confidence: float = 0.95
     replicates: int = 10_000
     curve_replicates: int = 1_000
@@ -60,6 +73,10 @@ class Table:
     embeddings: recognizer -> float32 (n, d), L2-normalised; a row is NaN where there is nothing to embed (withheld).
     measures: per-image numbers, float64 (n,), NaN where there is none.
     attributes: label -> float64 (n,) of 0/1/NaN.  emotion: (n,) of class names, "" where unknown.
+    groups: e.g. "sex" -> (n,) of "female", "male", "" where unknown.
+    crops: uint8 RGB (n, 112, 112, 3), the faces as attackers on raw pixels see them (:data:`deidbench.metrics.reid.base.CROP`),
+    0 where nothing was released; None where no attacker asked for pixels.
+    copies: (n,) the id of another image that the output is a copy of, "" as a rule.
     """
 
     dataset: str
@@ -73,10 +90,54 @@ class Table:
     measures: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     attributes: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     emotion: npt.NDArray[np.str_] | None = None
+    groups: Mapping[str, npt.NDArray[np.str_]] = field(default_factory=dict)
+    crops: npt.NDArray[np.uint8] | None = None
+    copies: npt.NDArray[np.str_] | None = None
 
     @property
     def n(self) -> int:
         return len(self.ids)
+
+    def take(self, which: npt.NDArray[np.intp]) -> Table:
+        """The table of some of its images, in the order of ``which``."""
+
+        def all_of(columns: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: column[which] for name, column in columns.items()}
+
+        return replace(
+            self,
+            ids=self.ids[which],
+            subjects=self.subjects[which],
+            status=self.status[which],
+            withheld=self.withheld[which],
+            fta=self.fta[which],
+            embeddings=all_of(self.embeddings),
+            measures=all_of(self.measures),
+            attributes=all_of(self.attributes),
+            groups=all_of(self.groups),
+            emotion=None if self.emotion is None else self.emotion[which],
+            crops=None if self.crops is None else self.crops[which],
+            copies=None if self.copies is None else self.copies[which],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Background:
+    """What attackers were given besides the images under evaluation; none of these persons is evaluated.
+
+    clear, anonymised: the attacker-train images before and after the method, in the same order.  None where the data set has
+    no such persons (``reason`` says so) or no metric asked for them.
+    attempts: of trained attackers, by (attacker, recogniser): one :class:`deidbench.metrics.reid.training.Attempt` per seed.
+    """
+
+    clear: Table | None = None
+    anonymised: Table | None = None
+    attempts: Mapping[tuple[str, str], Sequence[Attempt]] = field(default_factory=dict)
+    reason: str = "no attacker-train persons were given"
+
+
+#: What a metric gets that asks for none.
+NO_BACKGROUND = Background()
 
 
 class Findings(NamedTuple):
@@ -84,6 +145,14 @@ class Findings(NamedTuple):
 
     rows: list[Row]
     curves: list[Curve]
+
+
+class PlannedAttack(NamedTuple):
+    """A trained attack that a metric wants carried out.  label: of the attacker, unique in the metric."""
+
+    label: str
+    attacker: TrainedAttacker
+    recognizer: str
 
 
 class Metric(ABC):
@@ -98,9 +167,16 @@ class Metric(ABC):
     #: Names of the per-image columns that :meth:`measure` returns; empty when it has none.
     measures: ClassVar[tuple[str, ...]] = ()
 
+    #: True for a metric whose :meth:`score` reads the attacker-train tables of :class:`Background`.
+    needs_background: bool = False
+
     def params(self) -> dict[str, Any]:
         """Parameters that change the figures (part of the cache keys)."""
         return {}
+
+    def attacks(self, recognizers: Sequence[str]) -> Sequence[PlannedAttack]:
+        """Trained attacks whose attempts :meth:`score` finds in :class:`Background`.  recognizers: the suite's, by name."""
+        return ()
 
     def measure(self, original: Image, anonymised: Image, face: Face | None) -> Mapping[str, float]:
         """Per-image numbers, one per name in ``measures``; NaN where one cannot be computed.
@@ -110,7 +186,7 @@ class Metric(ABC):
         """
         raise NotImplementedError
 
-    def score(self, clear: Table, anonymised: Table, protocol: Protocol) -> Findings:
+    def score(self, clear: Table, anonymised: Table, protocol: Protocol, background: Background = NO_BACKGROUND) -> Findings:
         """Rows and curves for one method.  Pure: no files, no global state, randomness from ``protocol.seed`` only."""
         raise NotImplementedError
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deidbench.kinds import metrics
-from deidbench.metrics.base import Findings, Metric, Protocol, Quantity, Table
+from deidbench.metrics.base import NO_BACKGROUND, Background, Findings, Metric, Protocol, Quantity, Table
 from deidbench.records import Row
 from deidbench.types import Box, Face, Image
 
@@ -106,7 +106,7 @@ class Quality(Metric):
                 values[f"ssim_{where}"], values[f"psnr_{where}"] = ssim(a, b), psnr(a, b)
         return values
 
-    def score(self, clear: Table, anonymised: Table, protocol: Protocol) -> Findings:
+    def score(self, clear: Table, anonymised: Table, protocol: Protocol, background: Background = NO_BACKGROUND) -> Findings:
         return Findings([self._row(anonymised, q, protocol) for q in self.quantities], [])
 
     @staticmethod

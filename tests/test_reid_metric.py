@@ -82,7 +82,8 @@ def test_registered():
 
 def test_every_row_is_declared_and_explains_what_it_lacks():
     got = score(
-        table({"r": faces(1.5, 1), "q": faces(1, 2)}, fta=[1, 2], withheld=[3]), table({"r": faces(0.1, 0), "q": faces(0.1, 3)})
+        table({"r": faces(1.5, 1), "q": faces(1, 2)}, fta=[1, 2], withheld=[3]),
+        dataclasses.replace(table({"r": faces(0.1, 0), "q": faces(0.1, 3)}), groups={"sex": np.repeat(["female", "male"], 50)}),
     )
     declared = quantities([ReIdentification])
     for row in got.rows:
@@ -95,7 +96,7 @@ def test_every_row_is_declared_and_explains_what_it_lacks():
         assert row.value is None or 0 <= row.value <= 1
         json.dumps(dataclasses.asdict(row), allow_nan=False)
     assert {r.metric for r in got.rows} == set(declared)
-    keys = [(r.metric, r.recognizer, r.attacker, r.convention) for r in got.rows]
+    keys = [(r.metric, r.recognizer, r.attacker, r.convention, r.label) for r in got.rows]
     assert len(keys) == len(set(keys))
     assert {r.comparison for r in got.rows if r.attacker} == {"leave-one-out"}
 

@@ -54,11 +54,14 @@ def landmark_images(points: npt.NDArray[np.floating[Any]], side: int, render: in
 
 
 def network_input(images: npt.NDArray[np.uint8]) -> torch.Tensor:
-    """Landmark images uint8 (n, s, s) as the generator wants them: float32 (n, 3, s, s) in [-1, 1] (mean 0.5, std 0.5)."""
+    """Landmark images uint8 (n, s, s) as the generator wants them: float32 (n, 3, s, s) in [-1, 1] (mean 0.5, std 0.5).
+
+    Pictures in colour, uint8 (n, 3, s, s), keep their channels: the condition of a generator that repaints pictures.
+    """
     import torch
 
     x = torch.from_numpy(np.ascontiguousarray(images)).to(torch.float32).div_(127.5).sub_(1.0)
-    return x[:, None].expand(-1, 3, -1, -1)
+    return x if x.ndim == 4 else x[:, None].expand(-1, 3, -1, -1)
 
 
 def flipped(points: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

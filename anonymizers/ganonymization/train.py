@@ -124,7 +124,7 @@ def split(pairs: Pairs, settings: Settings) -> Split:
 
 
 class Batch(NamedTuple):
-    """faces uint8 (n, 3, s, s); drawings uint8 (n, s, s)."""
+    """faces uint8 (n, 3, s, s); drawings uint8 (n, s, s), or (n, 3, s, s) for conditions in colour."""
 
     faces: npt.NDArray[np.uint8]
     drawings: npt.NDArray[np.uint8]

@@ -10,7 +10,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 WORST = "reid.worst_rank1"
 RANK1 = "reid.rank1"
 SSIM = "quality.ssim_face"
+#: Stands where other attackers name a recogniser, for those that learn from pixels alone.
+PIXELS = "pixels"
 
 #: Short headings for columns; :func:`heading` falls back to the registered title, then to the bare name.
 HEADINGS: Mapping[str, str] = {
@@ -32,23 +34,36 @@ HEADINGS: Mapping[str, str] = {
     "reid.rank10": "Rank-10",
     "reid.eer": "EER",
     "reid.auc": "AUC",
+    "reid.cllr_min": "Cllr min",
+    "reid.d_sys": "D_sys",
+    "reid.group_rank1": "Rank-1 of a group",
+    "reid.group_gap": "Largest gap between groups",
     "reid.fta": "FTA",
     "reid.withheld": "Withheld",
     SSIM: "SSIM, face",
     "quality.ssim_frame": "SSIM, frame",
     "quality.psnr_face": "PSNR, face",
     "quality.psnr_frame": "PSNR, frame",
+    "distance.cosine": "Cosine distance to the original",
+    "distance.beyond": "Beyond the threshold of clear pairs",
+    "soft.balanced_accuracy": "Balanced accuracy",
+    "soft.mean_balanced_accuracy": "Balanced accuracy, mean",
     "throughput.faces_per_s": "Speed",
     "throughput.latency_p50": "Latency, median",
     "throughput.latency_p90": "Latency, p90",
     "throughput.latency_p99": "Latency, p99",
 }
 
-#: What each attacker of the protocol knows, in words.
+#: What attackers know, in words, for runs that do not say so themselves and attackers that are not installed here.
 ATTACKERS: Mapping[str, str] = {
     "ignorant": "does not know that images were anonymised: compares anonymised probes with a gallery of clear images, "
     "using a stock recogniser",
     "lazy-informed": "knows the method and anonymises the gallery as well (with independent randomness); stock recogniser",
+    "lda": "knows the method, and learns a linear discriminant on a stock recogniser's embeddings of other persons' anonymised images",
+    "arcface": "knows the method, and learns a projection of a stock recogniser's embeddings of other persons' anonymised images",
+    "pixel-lda": "knows the method, and learns from the pixels of other persons' anonymised images, without a recogniser",
+    "pixel-cnn": "knows the method, and trains a small network on other persons' anonymised images",
+    "finetune": "knows the method, and trains a recogniser further on other persons' anonymised images",
     "semi-informed": "knows the method, anonymises the gallery, retrains the recogniser on anonymised images of other persons",
     "reverser": "undoes the method with a de-anonymiser trained on pairs of other persons, then compares with clear images",
 }
@@ -57,6 +72,7 @@ CONVENTION_WORDS: Mapping[str, str] = {
     "headline": "the attacker falls back to a fixed crop where no face is found in the output",
     "without_fta": "images in which no face is found are left out (an optimistic view)",
     "fta_as_miss": "images in which no face is found count as not re-identified (an optimistic view)",
+    "withheld_as_unchanged": "an image that was not released counts as unchanged (distance 0)",
 }
 
 
@@ -127,7 +143,7 @@ def number(value: float, unit: str) -> str:
         text = f"{value:.0f}"
     elif unit.lower() == "db":
         text = f"{value:.1f}"
-    elif unit in ("", "ssim", "index", "score", "correlation") and abs(value) <= 10:
+    elif unit in ("", "ssim", "index", "score", "correlation", "bit", "distance") and abs(value) <= 10:
         text = f"{value:.3f}"
     elif value == 0:
         text = "0"
@@ -141,7 +157,7 @@ def number(value: float, unit: str) -> str:
 
 def unit_sign(unit: str) -> str:
     """What stands behind a heading: ``%`` for rates."""
-    return {"rate": "%", "db": "dB", "ssim": "", "index": "", "1": "", "score": ""}.get(unit.lower(), unit)
+    return {"rate": "%", "db": "dB", "ssim": "", "index": "", "1": "", "score": "", "distance": ""}.get(unit.lower(), unit)
 
 
 def bound(row: Row) -> str:
@@ -178,6 +194,44 @@ def attained(row: Row) -> list[tuple[str, str]]:
     return [(row.attacker, row.recognizer)]
 
 
+#: Parts of a note that belong to one cell alone, or are said elsewhere; rows.csv has them all.
+_ASIDE = re.compile(
+    r"attained by |taking the largest of |not trusted and left out: |seed \d+ of \d+ |rank-1 per seed |learnt: |\d+ bins, omega = 1"
+    r"|\d+ of \d+ outputs are "
+)
+
+
+def parts(note: str) -> list[str]:
+    """A note in its parts: split at semicolons that are not in brackets."""
+    out, depth, start = [], 0, 0
+    for i, char in enumerate(note):
+        depth = max(depth + (char in "([") - (char in ")]"), 0)
+        if char == ";" and not depth:
+            out.append(note[start:i])
+            start = i + 1
+    return [p for p in (x.strip() for x in (*out, note[start:])) if p]
+
+
+def remarks(row: Row) -> list[str]:
+    """What a reader of the figure must know, without what would need a footnote of its own for every cell."""
+    return [_unnumbered(p) for p in parts(row.note) if not _ASIDE.match(p)]
+
+
+def _unnumbered(part: str) -> str:
+    """``mis-trained: ...`` without its figures, so that cells share the remark."""
+    return re.sub(r" \([0-9.]+ against [0-9.]+\)$", "", part) if part.startswith("mis-trained") else part
+
+
+def mistrained(row: Row) -> bool:
+    """The attacker was trained and is weaker than a stock one."""
+    return not row.trusted and row.note.startswith("mis-trained")
+
+
+def withdrawn(row: Row) -> str:
+    """Why a figure is not published, "" where it is (or where there is no value for another reason)."""
+    return row.reason.removeprefix("not published: ") if row.reason.startswith("not published: ") else ""
+
+
 def level(row: Row) -> str:
     return f"{100 * row.ci_level:g}\u00a0%" if row.ci_level else ""
 
@@ -206,7 +260,7 @@ class Method:
 
     @property
     def released(self) -> int:
-        return int(self.counts.get("ok", 0)) + int(self.counts.get("passthrough", 0))
+        return sum(int(self.counts.get(status, 0)) for status in ("ok", "passthrough", "copy"))
 
     @property
     def images(self) -> int:
@@ -221,6 +275,23 @@ class Method:
         return self.label.removeprefix(f"{self.family} ") if self.family and self.label != self.family else ""
 
 
+@dataclass(frozen=True)
+class Knowledge:
+    """What an attacker has and knows, as the run record says it (else what is registered here).
+
+    trained: None where nobody says.  missing: why it could not be carried out on the machine of the run.
+    """
+
+    label: str
+    knows: str
+    name: str = ""
+    gallery: str = ""
+    trained: bool | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    citation: str = ""
+    missing: str = ""
+
+
 @dataclass(frozen=True, order=True)
 class Key:
     """What tells the rows of one method apart."""
@@ -230,10 +301,11 @@ class Key:
     recognizer: str = ""
     convention: str = ""
     comparison: str = ""
+    label: str = ""
 
 
 def key(row: Row) -> Key:
-    return Key(row.metric, row.attacker, row.recognizer, row.convention, row.comparison)
+    return Key(row.metric, row.attacker, row.recognizer, row.convention, row.comparison, row.label)
 
 
 def _typed(table: pd.DataFrame) -> list[Row]:
@@ -334,13 +406,77 @@ class View:
         return list(dict.fromkeys([*listed, *(r.recognizer for r in self.rows if r.recognizer and r.metric != WORST)]))
 
     @cached_property
+    def stock(self) -> list[str]:
+        """The recognisers of the suite; where the record does not name them, those of the rows."""
+        return list(dict.fromkeys(str(r.get("name", "")) for r in self.entries("recognizers"))) or self.recognizers
+
+    @cached_property
     def attackers(self) -> list[str]:
-        used = list(dict.fromkeys(r.attacker for r in self.rows if r.attacker and r.metric != WORST))
-        return sorted(used, key=lambda a: list(ATTACKERS).index(a) if a in ATTACKERS else len(ATTACKERS))
+        """Attackers of the re-identification, in the order of the run record; those that learn nothing first."""
+        used = list(
+            dict.fromkeys(r.attacker for r in self.rows if r.attacker and r.metric != WORST and r.metric.startswith("reid."))
+        )
+        order = [k.label for k in self._recorded] or list(ATTACKERS)
+        learns = {k.label for k in self._recorded if k.trained}
+        used.sort(key=lambda a: (a in learns, order.index(a) if a in order else len(order)))
+        return used
+
+    @cached_property
+    def _recorded(self) -> list[Knowledge]:
+        listed = self.entry("attackers").get("attackers")
+        out = []
+        for a in listed if isinstance(listed, list | tuple) else ():
+            if isinstance(a, Mapping) and a.get("label"):
+                params, trained = a.get("params"), a.get("trained")
+                out.append(
+                    Knowledge(
+                        str(a["label"]),
+                        str(a.get("knows") or ""),
+                        str(a.get("name") or ""),
+                        str(a.get("gallery") or ""),
+                        trained if isinstance(trained, bool) else None,
+                        params if isinstance(params, Mapping) else {},
+                        str(a.get("citation") or ""),
+                        str(a.get("missing") or ""),
+                    )
+                )
+        return out
+
+    @cached_property
+    def knowledge(self) -> list[Knowledge]:
+        """What each attacker knows: those of the run record, then those that only the rows name."""
+        known = {k.label: k for k in self._recorded}
+        labels = [*self.attackers, *(a for a in known if a not in self.attackers)]
+        out = []
+        for label in labels:
+            k = known.get(label, Knowledge(label, ""))
+            out.append(k if k.knows else replace(k, knows=self.knows(k.name or label)))
+        return out
+
+    def attacks(self, dataset: str, method: str, attacker: str) -> list[Row]:
+        """The headline rank-1 rows of an attacker, one per recogniser."""
+        return [
+            r for k, r in self.of(dataset, method).items()
+            if k.metric == RANK1 and k.attacker == attacker and k.convention in ("", "headline") and not k.label
+        ]  # fmt: skip
+
+    def strongest(self, dataset: str, method: str, attacker: str) -> Row | None:
+        """The recogniser with which an attacker names most persons: of the trusted ones, else of the others.
+
+        Where no attack has a value, the first row, which says why; None where there is no row.
+        """
+        rows = self.attacks(dataset, method, attacker)
+        known = [r for r in rows if r.value is not None]
+        return max(known, key=lambda r: (r.trusted, r.value or 0.0)) if known else rows[0] if rows else None
 
     @cached_property
     def comparisons(self) -> list[str]:
-        return list(dict.fromkeys(r.comparison for r in self.rows if r.comparison))
+        """How images are compared in re-identification (and in quantities of unknown metrics)."""
+        return list(dict.fromkeys(r.comparison for r in self.rows if r.comparison and not r.metric.startswith("soft.")))
+
+    def refused(self, dataset: str, method: str) -> str:
+        """Why a method's figures are not published, "" where they are."""
+        return next((why for r in self.of(dataset, method).values() if (why := withdrawn(r))), "")
 
     @cached_property
     def _index(self) -> dict[tuple[str, str], dict[Key, Row]]:
@@ -348,6 +484,22 @@ class View:
         for row in self.rows:
             index.setdefault((row.dataset, row.method), {}).setdefault(key(row), row)
         return index
+
+    @cached_property
+    def _samples(self) -> dict[tuple[str, str], Row]:
+        found: dict[tuple[str, str], Row] = {}
+        for row in self.rows:
+            found.setdefault((row.dataset, row.metric), row)
+        return found
+
+    def sample(self, dataset: str, metric: str) -> Row | None:
+        """Any row of a quantity: unit and direction are those of all."""
+        return self._samples.get((dataset, metric))
+
+    @cached_property
+    def fixed(self) -> set[str]:
+        """Quantities at a fixed threshold, whose realised FMR is stated."""
+        return {r.metric for r in self.rows if r.realised_fmr is not None}
 
     def of(self, dataset: str, method: str) -> Mapping[Key, Row]:
         return self._index.get((dataset, method), {})
@@ -360,6 +512,8 @@ class View:
         seen = dict.fromkeys(key(r) for r in self.rows if r.dataset == dataset)
         order = {metric: i for i, metric in enumerate(dict.fromkeys(k.metric for k in seen))}
 
+        labels = list(dict.fromkeys(k.label for k in seen))
+
         def place(names: Iterable[str], name: str) -> int:
             listed = list(names)
             return listed.index(name) if name in listed else len(listed)
@@ -368,7 +522,7 @@ class View:
             seen,
             key=lambda k: (
                 order[k.metric], place(CONVENTIONS, k.convention), place(self.comparisons, k.comparison),
-                place(self.attackers, k.attacker), place(self.recognizers, k.recognizer),
+                place(self.attackers, k.attacker), place(self.recognizers, k.recognizer), place(labels, k.label),
             ),
         )  # fmt: skip
 
@@ -451,11 +605,12 @@ class View:
         """The short title of a quantity for a column."""
         if metric in HEADINGS:
             return HEADINGS[metric]
-        fixed = re.fullmatch(r"reid\.(tmr|fnmr|fmr)@fmr=([0-9.e-]+)", metric)
-        if fixed and fixed[1] == "fmr":
-            return f"Realised FMR, set for {100 * float(fixed[2]):g}\u00a0%"
+        fixed = re.fullmatch(r"reid\.(tmr|fnmr|fmr|fnir|fpir)@(?:fmr|fpir)=([0-9.e-]+)", metric)
         if fixed:
-            return f"{fixed[1].upper()} at FMR {100 * float(fixed[2]):g}\u00a0%"
+            at = "FPIR" if fixed[1] in ("fnir", "fpir") else "FMR"
+            if fixed[1].upper() == at:
+                return f"Realised {at}, set for {100 * float(fixed[2]):g}\u00a0%"
+            return f"{fixed[1].upper()} at {at} {100 * float(fixed[2]):g}\u00a0%"
         return self.title(metric) or metric
 
 

@@ -1,27 +1,38 @@
-"""Person bootstrap of figures that are made of pairs (EER, AUC, FMR).
+"""Person bootstrap of figures that are made of pairs (EER, AUC, Cllr_min, D_sys, FMR).
 
 A replicate draws person i w_i times.  A genuine pair of person i then weighs w_i, an impostor pair of persons i and j
 weighs w_i * w_j; a person's duplicates are never compared with each other.  Every threshold is found anew in each
-replicate.  All weighted counts are whole numbers below 2**53 held in float64, so replicates are exact and do not depend
-on the order of summation, the number of threads or the BLAS.
+replicate.  All weighted counts are whole numbers that the floats in use hold exactly, so replicates are exact and do not
+depend on the order of summation, the number of threads or the BLAS.
+
+The work is one matrix product: replicates by pairs of persons (the weights w_i * w_j) times pairs of persons by score bins
+(the counts).  It is done once for all figures (:func:`bootstrap_all`), each of which then sums the bins that it needs.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from deidbench.stats import roc
+from deidbench.stats import calibration, linkability, roc
 from deidbench.stats.roc import crossing
 
 #: Up to this many persons the AUC is exact, through persons^3 counts; with more, scores are binned.
 EXACT_AUC_PERSONS = 100
+#: Bins of the scores for AUC and Cllr_min: their edges are quantiles of the genuine and of the impostor scores, half each.
 AUC_BINS = 256
-#: Quantiles of each sample at which all replicates are evaluated together, twice, before the exact search.
-_COARSE = 24
+#: Quantiles of each sample that divide a bin further where the EER is looked for.
+_FINER = 24
+#: Pairs of persons, and entries of a block of weights, that are worked on together (64 MB of float32).
+_COLUMNS = 1 << 14
+_BLOCK = 1 << 24
+#: Whole numbers below this are exact in float32.
+_EXACT32 = 1 << 24
+
+Values = npt.NDArray[np.float64]
 
 
 class Pairs(NamedTuple):
@@ -37,168 +48,369 @@ class Pairs(NamedTuple):
     impostor_b: npt.NDArray[np.intp]
 
 
+class Binned(NamedTuple):
+    """Weighted histograms of each replicate: float64 (B, bins), whole numbers."""
+
+    genuine: Values
+    impostor: Values
+
+
+class Replicates(NamedTuple):
+    """Figures of each replicate: float64 (B,), NaN where one has no pairs.  The functions of each name say what they are."""
+
+    eer: Values
+    auc: Values
+    cllr_min: Values
+    d_sys: Values
+
+
+def bootstrap_all(pairs: Pairs, draws: npt.NDArray[np.uint8]) -> Replicates:
+    """EER, AUC, Cllr_min and D_sys (omega 1, its own bins) in each replicate, the very numbers of the single functions.
+
+    draws: (B, P) from :func:`deidbench.stats.intervals.person_draws`.  Costs little more than the most costly of them.
+    """
+    if _empty(pairs):
+        return Replicates(*(np.full(len(draws), np.nan) for _ in Replicates._fields))
+    own, linked = _score_edges(pairs), linkability.edges(pairs.genuine, pairs.impostor)
+    edges = np.unique(np.concatenate([own, linked]))
+    split = _split(pairs, edges)
+    binned = _histograms(pairs, draws, split)
+    coarse, sample = (_coarser(x, edges, own) for x in (binned, _sample(split)))
+    levels = roc.levels(pairs.genuine, pairs.impostor)
+    return Replicates(
+        _eer(pairs, draws, split, binned),
+        _auc(levels, sample, coarse) if _many(draws) else _exact_auc(pairs, draws),
+        _cllr_min(levels, sample, coarse),
+        linkability.d_sys_from_counts(*_coarser(binned, edges, linked)),
+    )
+
+
+def bootstrap_binned(pairs: Pairs, draws: npt.NDArray[np.uint8], edges: npt.ArrayLike) -> Binned:
+    """Weighted histograms in each replicate.
+
+    edges: (e,) strictly ascending.  Bin k of the e + 1 holds the scores in [edges[k - 1], edges[k]); the first has no lower
+    end, the last no upper one.
+    """
+    return _histograms(pairs, draws, _split(pairs, np.asarray(edges, np.float64)))
+
+
+def bootstrap_eer(pairs: Pairs, draws: npt.NDArray[np.uint8]) -> Values:
+    """EER (:func:`deidbench.stats.roc.eer`'s convention) in each replicate: float64 (B,), NaN where one has no pairs.
+
+    Exact.  All replicates together are evaluated at the edges of the bins; each is left with the bin in which its rates
+    cross, and the pairs in there are searched.
+    """
+    if _empty(pairs):
+        return np.full(len(draws), np.nan)
+    split = _split(pairs, _score_edges(pairs))
+    return _eer(pairs, draws, split, _histograms(pairs, draws, split))
+
+
+def bootstrap_auc(pairs: Pairs, draws: npt.NDArray[np.uint8]) -> Values:
+    """AUC, ties half, in each replicate: float64 (B,), NaN where one has no pairs.
+
+    Exact up to 100 persons.  Beyond, the scores are put into 256 quantile bins, and what the bins change in the sample's own
+    AUC is taken off every replicate.  What is left is a few 1e-4 in a single replicate and below 1e-4 in the ends of an
+    interval (tested), a fiftieth of its width.
+    """
+    if _empty(pairs):
+        return np.full(len(draws), np.nan)
+    if not _many(draws):
+        return _exact_auc(pairs, draws)
+    split = _split(pairs, _score_edges(pairs))
+    return _auc(roc.levels(pairs.genuine, pairs.impostor), _sample(split), _histograms(pairs, draws, split))
+
+
+def bootstrap_cllr_min(pairs: Pairs, draws: npt.NDArray[np.uint8]) -> Values:
+    """Cllr_min in each replicate, read anew (PAV) from 256 quantile bins: float64 (B,), NaN where one has no pairs.
+
+    What the bins change in the sample's own Cllr_min is taken off every replicate.
+    """
+    if _empty(pairs):
+        return np.full(len(draws), np.nan)
+    split = _split(pairs, _score_edges(pairs))
+    return _cllr_min(roc.levels(pairs.genuine, pairs.impostor), _sample(split), _histograms(pairs, draws, split))
+
+
+def bootstrap_d_sys(pairs: Pairs, draws: npt.NDArray[np.uint8], bins: int | None = None, omega: float = 1.0) -> Values:
+    """D_sys in each replicate: float64 (B,), NaN where one has no pairs.
+
+    The bins are those of the sample (:func:`deidbench.stats.linkability.edges`), the same in all replicates.  A replicate
+    holds fewer different scores than the sample, so that its D_sys is somewhat higher (see there on few scores).
+    """
+    if _empty(pairs):
+        return np.full(len(draws), np.nan)
+    edges = linkability.edges(pairs.genuine, pairs.impostor, bins)
+    return linkability.d_sys_from_counts(*bootstrap_binned(pairs, draws, edges), omega)
+
+
+def _empty(pairs: Pairs) -> bool:
+    return not len(pairs.genuine) or not len(pairs.impostor)
+
+
+def _many(draws: npt.NDArray[np.uint8]) -> bool:
+    return draws.shape[1] > EXACT_AUC_PERSONS
+
+
+def _quantiles(scores: npt.NDArray[np.float32], n: int) -> npt.NDArray[np.float32]:
+    """At most n members of a sample, evenly spread, the lowest among them.  Sorted."""
+    ordered = np.sort(scores)
+    return ordered[(np.arange(n) * len(ordered)) // n] if len(ordered) else ordered
+
+
+def _score_edges(pairs: Pairs) -> Values:
+    """Edges of the bins for AUC and Cllr_min; comparisons that could not be made (-inf) get a bin of their own."""
+    found = np.concatenate([_quantiles(x, AUC_BINS // 2) for x in (pairs.genuine, pairs.impostor)])
+    if found.min() == -np.inf:
+        finite = [x[x > -np.inf] for x in (pairs.genuine, pairs.impostor)]
+        found = np.concatenate([found, [x.min() for x in finite if len(x)]])
+    return np.unique(found[found > -np.inf].astype(np.float64))
+
+
+class _Split(NamedTuple):
+    """Which bin each score falls into: intp (g,) and (m,), and how many bins there are."""
+
+    genuine: npt.NDArray[np.intp]
+    impostor: npt.NDArray[np.intp]
+    bins: int
+
+
+def _split(pairs: Pairs, edges: Values) -> _Split:
+    # float32 scores are at or above a float64 edge iff they are at or above the next float32.
+    lower = edges.astype(np.float32)
+    lower = np.where(lower < edges, np.nextafter(lower, np.float32(np.inf)), lower)
+    gbin, ibin = (np.searchsorted(lower, x, "right") for x in (pairs.genuine, pairs.impostor))
+    return _Split(gbin, ibin, len(edges) + 1)
+
+
+def _coarser(binned: Binned, edges: Values, kept: Values) -> Binned:
+    """The histograms with some of the edges only."""
+    first = np.append(0, np.searchsorted(edges, kept) + 1)
+    return Binned(*(np.add.reduceat(x, first, axis=1) for x in binned))
+
+
+def _histograms(pairs: Pairs, draws: npt.NDArray[np.uint8], split: _Split) -> Binned:
+    persons, bins = draws.shape[1], split.bins
+    mine = np.bincount(pairs.genuine_person * bins + split.genuine, minlength=persons * bins).reshape(persons, bins)
+    genuine = draws.astype(np.float64) @ mine.astype(np.float64)
+    a, b = np.minimum(pairs.impostor_a, pairs.impostor_b), np.maximum(pairs.impostor_a, pairs.impostor_b)
+    per_pair = _by_persons(a * persons + b, persons)
+    blocks = list(_blocks(persons))
+    if len(blocks) > 1:
+        order = np.argsort(a, kind="stable")
+        a, b, ibin = a[order], b[order], split.impostor[order]
+    else:
+        ibin = split.impostor
+    ends = np.append(0, np.cumsum(np.bincount(a, minlength=persons)))
+
+    def counts(block: _Block, dtype: Any) -> npt.NDArray[Any]:
+        here = slice(ends[block.start], ends[block.stop]) if len(blocks) > 1 else slice(None)
+        cell = (block.column(a[here]) + b[here]) * bins + ibin[here]
+        return np.bincount(cell, minlength=block.columns * bins).reshape(-1, bins).astype(dtype)
+
+    return Binned(genuine, _forms(draws, per_pair, counts, bins))
+
+
+class _Block(NamedTuple):
+    """Pairs of persons (i, j) with start <= i < stop and i < j < persons, numbered in this order."""
+
+    start: int
+    stop: int
+    persons: int
+
+    def column(self, i: Any) -> Any:
+        """Number of the pair (i, j), less j."""
+        before = i - self.start
+        return before * (self.persons - 1 - self.start) - before * (before - 1) // 2 - i - 1
+
+    @property
+    def columns(self) -> int:
+        return int(self.column(self.stop)) + self.stop + 1
+
+
+def _blocks(persons: int) -> Iterator[_Block]:
+    start = 0
+    while start < persons - 1:
+        stop = start + 1
+        while stop < persons - 1 and _Block(start, stop + 1, persons).columns <= _COLUMNS:
+            stop += 1
+        yield _Block(start, stop, persons)
+        start = stop
+
+
+def _forms(
+    draws: npt.NDArray[np.uint8],
+    per_pair: Values,
+    matrix: Callable[[_Block, Any], npt.NDArray[Any]],
+    columns: int,
+) -> Values:
+    """sum over i < j of w_i w_j matrix[(i, j), k] for each replicate and k: float64 (B, columns).
+
+    per_pair: (P, P), an upper bound of the sum of matrix[(i, j)] over k, at [i, j] with i < j.  It decides between float32,
+    which is twice as fast, and float64: all sums are exact in either.
+    """
+    persons = draws.shape[1]
+    w = draws.astype(np.float64)
+    totals = w * (w @ per_pair.T)
+    out = np.zeros((len(draws), columns))
+    for block in _blocks(persons):
+        small = totals[:, block.start : block.stop].sum(1).max(initial=0) < _EXACT32
+        dtype = np.float32 if small else np.float64
+        right = matrix(block, dtype)
+        weights = np.ascontiguousarray(draws.T).astype(dtype)
+        step = max(1, min(len(draws), _BLOCK // block.columns))
+        left = np.empty((block.columns, step), dtype)
+        for first in range(0, len(draws), step):
+            rows = weights[:, first : first + step]
+            products = left[:, : rows.shape[1]]
+            at = 0
+            for i in range(block.start, block.stop):
+                np.multiply(rows[i], rows[i + 1 :], out=products[at : at + persons - i - 1])
+                at += persons - i - 1
+            out[first : first + step] += products.T @ right
+    return out
+
+
+def _eer(pairs: Pairs, draws: npt.NDArray[np.uint8], split: _Split, binned: Binned) -> Values:
+    totals = Binned(*(x.sum(1, keepdims=True) for x in binned))
+    out = np.full(len(draws), np.nan)
+    ok = np.flatnonzero((totals.genuine[:, 0] > 0) & (totals.impostor[:, 0] > 0))
+    zero = np.zeros((len(ok), 1))
+    totals = Binned(*(x[ok] for x in totals))
+    out[ok] = _crossings(pairs, draws[ok], split, Binned(*(x[ok] for x in binned)), Binned(zero, zero), totals)
+    return out
+
+
+def _crossings(
+    pairs: Pairs, draws: npt.NDArray[np.uint8], split: _Split, binned: Binned, below: Binned, totals: Binned
+) -> Values:
+    """EER of each replicate, which lies among these pairs.
+
+    split, binned: bins of the pairs and their weights in each replicate.  below: (B, 1) weight of the pairs left out that
+    score less.  totals: (B, 1) weight of all.
+    """
+    under = Binned(*(np.cumsum(np.hstack([b, x]), 1) for b, x in zip(below, binned, strict=True)))
+    fmr, fnmr = 1 - under.impostor / totals.impostor, under.genuine / totals.genuine
+    # FMR - FNMR falls from 1 to -1: the crossing lies in the bin that starts at the last edge at which it is not negative.
+    here = (fmr[:, :-1] >= fnmr[:, :-1]).sum(1) - 1
+    k = np.arange(len(here))
+    out: Values = np.asarray(crossing(fmr[k, here], fnmr[k, here], fmr[k, here + 1], fnmr[k, here + 1]))
+    order = [np.argsort(x.astype(np.uint16), kind="stable") for x in (split.genuine, split.impostor)]  # radix sort
+    cut = [np.append(0, np.cumsum(np.bincount(x, minlength=split.bins))) for x in (split.genuine, split.impostor)]
+    for s in np.unique(here):
+        g, i = (o[c[s] : c[s + 1]] for o, c in zip(order, cut, strict=True))
+        inside = Pairs(pairs.genuine[g], pairs.genuine_person[g], pairs.impostor[i], pairs.impostor_a[i], pairs.impostor_b[i])
+        levels = np.unique(np.concatenate([inside.genuine, inside.impostor]))
+        if len(levels) < 2:
+            continue  # the ends of the bin are its only operating points
+        rows = np.flatnonzero(here == s)
+        start = Binned(*(x[rows, s, None] for x in under))
+        whole = Binned(*(x[rows] for x in totals))
+        # A pair costs about as much here as four pairs of persons in a matrix product.
+        if len(i) > draws.shape[1] ** 2 // 8 + 1000:
+            edges = np.unique(np.concatenate([levels[:1], *(_quantiles(x, _FINER) for x in inside[:3:2]), levels[-1:]]))[1:]
+            finer = _split(inside, edges.astype(np.float64))
+            part = _histograms(inside, draws[rows], finer)
+            out[rows] = _crossings(inside, draws[rows], finer, part, start, whole)
+        else:
+            out[rows] = _searched(inside, draws[rows], levels, start, whole)
+    return out
+
+
+def _searched(
+    pairs: Pairs, draws: npt.NDArray[np.uint8], levels: npt.NDArray[np.float32], below: Binned, totals: Binned
+) -> Values:
+    """As :func:`_crossings`, with every level of these pairs its own bin.  levels: (n,) distinct scores, ascending."""
+    order = [np.argsort(x, kind="stable") for x in (pairs.genuine, pairs.impostor)]
+    cut = [
+        np.append(np.searchsorted(x[o], levels, "left"), len(x))
+        for x, o in zip((pairs.genuine, pairs.impostor), order, strict=True)
+    ]
+    person, a, b = pairs.genuine_person[order[0]], pairs.impostor_a[order[1]], pairs.impostor_b[order[1]]
+    out = np.empty(len(draws))
+    step = max(1, (1 << 20) // (1 + len(person) + len(a)))
+    for first in range(0, len(draws), step):
+        rows = slice(first, first + step)
+        w = draws[rows].astype(np.float64)
+        zero = np.zeros((len(w), 1))
+        under_g = np.cumsum(np.hstack([zero, w[:, person]]), 1)[:, cut[0]] + below.genuine[rows]
+        under_i = np.cumsum(np.hstack([zero, w[:, a] * w[:, b]]), 1)[:, cut[1]] + below.impostor[rows]
+        fmr, fnmr = 1 - under_i / totals.impostor[rows], under_g / totals.genuine[rows]
+        here, k = (fmr[:, :-1] >= fnmr[:, :-1]).sum(1) - 1, np.arange(len(w))
+        out[rows] = crossing(fmr[k, here], fnmr[k, here], fmr[k, here + 1], fnmr[k, here + 1])
+    return out
+
+
+def _auc(levels: roc.Levels, sample: Binned, replicates: Binned) -> Values:
+    """From bins, less what they change in the sample's own figure."""
+    out: Values = np.clip(_binned_auc(replicates) + (levels.auc() - _binned_auc(sample)[0]), 0, 1)
+    return out
+
+
+def _binned_auc(binned: Binned) -> Values:
+    """AUC in each replicate with scores of the same bin counted as ties."""
+    genuine, impostor = binned
+    total = genuine.sum(1)
+    above = total[:, None] - np.cumsum(genuine, 1)
+    wins = (impostor * (above + genuine / 2)).sum(1)
+    return _share(wins, impostor.sum(1) * total)
+
+
+def _exact_auc(pairs: Pairs, draws: npt.NDArray[np.uint8]) -> Values:
+    from scipy.sparse import csr_matrix
+
+    persons = draws.shape[1]
+    levels, level_of = np.unique(pairs.genuine, return_inverse=True)
+    # Slot 2k + 1: impostors that tie with genuine level k; slot 2k: those between level k - 1 and level k.
+    slot = np.searchsorted(levels, pairs.impostor, "left") + np.searchsorted(levels, pairs.impostor, "right")
+    mine = np.bincount(level_of * persons + pairs.genuine_person, minlength=len(levels) * persons)
+    mine = mine.reshape(len(levels), persons)
+    over = np.zeros((len(levels) + 1, persons))  # each person's genuine scores at or above level k
+    over[:-1] = np.cumsum(mine[::-1], 0)[::-1]
+    twice = np.empty((2 * len(levels) + 1, persons))  # twice the wins of each person over an impostor in each slot
+    twice[0::2] = 2 * over
+    twice[1::2] = over[:-1] + over[1:]
+    a, b = np.minimum(pairs.impostor_a, pairs.impostor_b), np.maximum(pairs.impostor_a, pairs.impostor_b)
+    per_pair = _by_persons(a * persons + b, persons)
+
+    def wins_of(block: _Block, dtype: Any) -> npt.NDArray[Any]:
+        here = (a >= block.start) & (a < block.stop)
+        column = block.column(a[here]) + b[here]
+        count = csr_matrix((np.ones(len(column)), (column, slot[here])), (block.columns, len(twice)))
+        return np.asarray(count @ twice, dtype)
+
+    w = draws.astype(np.float64)
+    bound = per_pair * (2 * len(pairs.genuine))
+    wins = (w * _forms(draws, bound, wins_of, persons)).sum(1)
+    return _share(wins, 2 * _quadratic(w, per_pair) * (w @ _genuine_counts(pairs, persons)))
+
+
+def _cllr_min(levels: roc.Levels, sample: Binned, replicates: Binned) -> Values:
+    """From bins, less what they change in the sample's own figure."""
+    from_counts = calibration.cllr_min_from_counts
+    shift = from_counts(levels.genuine[None], levels.impostor[None])[0] - from_counts(*sample)[0]
+    out: Values = np.clip(from_counts(*replicates) + shift, 0, 1)
+    return out
+
+
+def _sample(split: _Split) -> Binned:
+    """The sample's own histograms, as one replicate: (1, bins)."""
+    return Binned(*(np.bincount(x, minlength=split.bins).astype(np.float64)[None] for x in split[:2]))
+
+
+def _genuine_counts(pairs: Pairs, persons: int) -> Values:
+    return np.bincount(pairs.genuine_person, minlength=persons).astype(np.float64)
+
+
 def _quadratic(weights: npt.NDArray[np.float64], counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """sum_ij w_i counts_ij w_j for each row of weights (B, P); counts (P, P).  Returns (B,)."""
     out: npt.NDArray[np.float64] = np.einsum("bp,bp->b", weights @ counts, weights)
     return out
 
 
-class _Bracket(NamedTuple):
-    """Where each replicate's EER lies.
-
-    edges: (e,) ascending scores, the first -inf.  icut, gcut: (e + 1,) impostors and genuine scores under each edge, then
-    all.  ibelow, gbelow: (B, e + 1) the same, weighted.  segment: (B,) the crossing lies in [edges[s], edges[s + 1]).
-    """
-
-    edges: npt.NDArray[np.float32]
-    icut: npt.NDArray[np.intp]
-    gcut: npt.NDArray[np.intp]
-    ibelow: npt.NDArray[np.float64]
-    gbelow: npt.NDArray[np.float64]
-    segment: npt.NDArray[np.intp]
-
-
-def _bracket(pairs: Pairs, w: npt.NDArray[np.float64], edges: npt.NDArray[np.float32]) -> _Bracket:
-    """pairs: sorted by score.  All replicates at all edges at once, by matrix products of person-by-person counts."""
-    persons = w.shape[1]
-    icut = np.append(np.searchsorted(pairs.impostor, edges, "left"), len(pairs.impostor))
-    gcut = np.append(np.searchsorted(pairs.genuine, edges, "left"), len(pairs.genuine))
-    code = pairs.impostor_a * persons + pairs.impostor_b
-    ibelow, gbelow = np.zeros((2, len(w), len(edges) + 1))
-    counts = np.zeros((persons, len(edges)))
-    for s in range(len(edges)):
-        ibelow[:, s + 1] = _quadratic(w, _by_persons(code[icut[s] : icut[s + 1]], persons))
-        counts[:, s] = np.bincount(pairs.genuine_person[gcut[s] : gcut[s + 1]], minlength=persons)
-    gbelow[:, 1:] = w @ counts
-    np.cumsum(ibelow, 1, out=ibelow)
-    np.cumsum(gbelow, 1, out=gbelow)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        # FMR - FNMR falls from 1 to -1; the crossing lies after the last edge at which it is not negative.
-        segment = (1 - ibelow / ibelow[:, -1:] >= gbelow / gbelow[:, -1:]).sum(1) - 1
-    return _Bracket(edges, icut, gcut, ibelow, gbelow, segment)
-
-
-def _quantiles(scores: npt.NDArray[np.float32], n: int) -> npt.NDArray[np.float32]:
-    """At most n members of a sorted sample, evenly spread."""
-    return scores[(np.arange(n) * len(scores)) // n] if len(scores) else scores
-
-
-def bootstrap_eer(pairs: Pairs, draws: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """EER (:func:`deidbench.stats.roc.eer`'s convention) in each replicate: float64 (B,), NaN where one has no pairs.
-
-    Exact.  The scores are sorted once.  All replicates together are evaluated at a few dozen thresholds, then at a few
-    dozen in the range where they cross; each is left with a bracket of a few pairs, which is searched.
-    """
-    w = draws.astype(np.float64)
-    out = np.full(len(w), np.nan)
-    if not len(pairs.genuine) or not len(pairs.impostor):
-        return out
-    order, gorder = np.argsort(pairs.impostor, kind="stable"), np.argsort(pairs.genuine, kind="stable")
-    pairs = Pairs(
-        pairs.genuine[gorder],
-        pairs.genuine_person[gorder],
-        pairs.impostor[order],
-        pairs.impostor_a[order],
-        pairs.impostor_b[order],
-    )
-    gen, gp, imp, ia, ib = pairs
-    code = ia * w.shape[1] + ib
-    bottom = np.full(1, -np.inf, np.float32)
-    b = _bracket(pairs, w, np.unique(np.concatenate([bottom, _quantiles(gen, _COARSE), _quantiles(imp, _COARSE)])))
-    ok = (b.ibelow[:, -1] > 0) & (b.gbelow[:, -1] > 0)
-    if not ok.any():
-        return out
-    first, last = b.segment[ok].min(), b.segment[ok].max() + 1
-    inside = [gen[b.gcut[first] : b.gcut[last]], imp[b.icut[first] : b.icut[last]]]
-    ends = b.edges[[i for i in (first, last) if i < len(b.edges)]]
-    b = _bracket(pairs, w, np.unique(np.concatenate([bottom, ends, *(_quantiles(x, _COARSE) for x in inside)])))
-    for s in np.unique(b.segment[ok]):
-        rows = np.flatnonzero(ok & (b.segment == s))
-        i0, i1, g0, g1 = b.icut[s], b.icut[s + 1], b.gcut[s], b.gcut[s + 1]
-        levels = np.unique(np.concatenate([imp[i0:i1], gen[g0:g1]]))
-        icuts, gcuts = np.searchsorted(imp[i0:i1], levels, "left"), np.searchsorted(gen[g0:g1], levels, "left")
-        # Nothing beyond the start of the last level is asked for: with many ties (a constant embedding) that is nearly all.
-        i1, g1 = i0 + icuts[-1], g0 + gcuts[-1]
-        tied = i1 - i0 > 20 * len(levels)  # few levels of many pairs (failures scored -inf): a level at a time is quicker
-        parts = [_by_persons(code[i0 + a : i0 + b], w.shape[1]) for a, b in pairwise(icuts)] if tied else []
-        step = max(1, (1 << 20) // (1 + (len(levels) if tied else i1 - i0) + (g1 - g0)))
-        for start in range(0, len(rows), step):
-            r = rows[start : start + step]
-            column = np.zeros((len(r), 1))
-            if tied:
-                iw = np.cumsum(np.hstack([column, *(_quadratic(w[r], part)[:, None] for part in parts)]), 1)
-            else:
-                iw = np.hstack([column, np.cumsum(w[r][:, ia[i0:i1]] * w[r][:, ib[i0:i1]], 1)])[:, icuts]
-            iw = iw + b.ibelow[r, s, None]
-            gw = np.hstack([column, np.cumsum(w[r][:, gp[g0:g1]], 1)])[:, gcuts] + b.gbelow[r, s, None]
-            # The operating points of the levels, then that of the next edge.
-            f = 1 - np.hstack([iw, b.ibelow[r, s + 1, None]]) / b.ibelow[r, -1:]
-            n = np.hstack([gw, b.gbelow[r, s + 1, None]]) / b.gbelow[r, -1:]
-            here, k = (f >= n).sum(1) - 1, np.arange(len(r))
-            out[r] = crossing(f[k, here], n[k, here], f[k, here + 1], n[k, here + 1])
-    return out
-
-
-def bootstrap_auc(pairs: Pairs, draws: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """AUC, ties half, in each replicate: float64 (B,), NaN where one has no pairs.
-
-    Exact up to 100 persons.  Beyond, the scores are put into 256 quantile bins of the genuine ones, and what the bins
-    change in the sample's own AUC is taken off every replicate.  What is left is a few 1e-4 in a single replicate and
-    below 1e-4 in the ends of an interval (tested), a fiftieth of its width.
-    """
-    persons = draws.shape[1]
-    w = draws.astype(np.float64)
-    if not len(pairs.genuine) or not len(pairs.impostor):
-        return np.full(len(w), np.nan)
-    if persons > EXACT_AUC_PERSONS:
-        shift = roc.auc(pairs.genuine, pairs.impostor) - _binned_auc(pairs, np.ones((1, persons)))[0]
-        out: npt.NDArray[np.float64] = np.clip(_binned_auc(pairs, w) + shift, 0, 1)
-        return out
-    levels, level_of = np.unique(pairs.genuine, return_inverse=True)
-    # Slot 2k + 1: impostors that tie with genuine level k; slot 2k: those between level k - 1 and level k.
-    slot = np.searchsorted(levels, pairs.impostor, "left") + np.searchsorted(levels, pairs.impostor, "right")
-    code = pairs.impostor_a * persons + pairs.impostor_b
-    wins = np.zeros(len(w))  # twice the weighted wins
-    for p in range(persons):
-        mine = np.bincount(level_of[pairs.genuine_person == p], minlength=len(levels)).astype(np.float64)
-        if not mine.any():
-            continue
-        over = np.append(np.cumsum(mine[::-1])[::-1], 0.0)  # p's genuine scores at or above level k
-        twice = np.empty(2 * len(levels) + 1)
-        twice[0::2] = 2 * over
-        twice[1::2] = over[:-1] + over[1:]
-        wins += w[:, p] * _quadratic(w, _by_persons(code, persons, twice[slot]))
-    return _share(wins, 2 * _quadratic(w, _by_persons(code, persons)) * (w @ _genuine_counts(pairs, persons)))
-
-
-def _binned_auc(pairs: Pairs, w: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """AUC in each replicate with scores of the same bin counted as ties."""
-    persons = w.shape[1]
-    edges = np.unique(_quantiles(np.sort(pairs.genuine), AUC_BINS))
-    gbin, ibin = np.searchsorted(edges, pairs.genuine, "right"), np.searchsorted(edges, pairs.impostor, "right")
-    order = np.argsort(ibin, kind="stable")
-    code = (pairs.impostor_a * persons + pairs.impostor_b)[order]
-    cut = np.searchsorted(ibin[order], np.arange(len(edges) + 2))
-    total, wins = np.zeros(len(w)), np.zeros(len(w))
-    above = genuine = w @ _genuine_counts(pairs, persons)
-    for k in range(len(edges) + 1):
-        here = w @ np.bincount(pairs.genuine_person[gbin == k], minlength=persons).astype(np.float64)
-        impostors = _quadratic(w, _by_persons(code[cut[k] : cut[k + 1]], persons))
-        above = above - here
-        wins += impostors * (above + here / 2)
-        total += impostors
-    return _share(wins, total * genuine)
-
-
-def _genuine_counts(pairs: Pairs, persons: int) -> npt.NDArray[np.float64]:
-    return np.bincount(pairs.genuine_person, minlength=persons).astype(np.float64)
-
-
-def _by_persons(
-    code: npt.NDArray[np.intp], persons: int, weights: npt.NDArray[np.float64] | None = None
-) -> npt.NDArray[np.float64]:
-    """Pairs, or their weights, summed per (a, b): float64 (persons, persons).  code: a * persons + b."""
-    return np.bincount(code, weights=weights, minlength=persons * persons).astype(np.float64).reshape(persons, persons)
+def _by_persons(code: npt.NDArray[np.intp], persons: int) -> npt.NDArray[np.float64]:
+    """Pairs counted per (a, b): float64 (persons, persons).  code: a * persons + b."""
+    return np.bincount(code, minlength=persons * persons).astype(np.float64).reshape(persons, persons)
 
 
 def _share(part: npt.NDArray[np.float64], whole: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -15,6 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+#: Above this many scores in both samples together, the EER is looked for in a bracket found on a part of them.
+_MANY = 1 << 16
+#: Scores of each sample that the bracket is found on.
+_PROBE = 1 << 13
+
 
 class Roc(NamedTuple):
     """Operating points, thresholds ascending; the last threshold is +inf.  Each array is (n,)."""
@@ -24,6 +29,26 @@ class Roc(NamedTuple):
     fnmr: npt.NDArray[np.float64]
 
 
+class Levels(NamedTuple):
+    """Both samples counted per distinct score; each array (n,).
+
+    score: ascending, float32 or float64.  genuine, impostor: int64, how many have that score.  genuine_below,
+    impostor_below: int64, how many have a lower one.
+    """
+
+    score: npt.NDArray[Any]
+    genuine: npt.NDArray[np.int64]
+    impostor: npt.NDArray[np.int64]
+    genuine_below: npt.NDArray[np.int64]
+    impostor_below: npt.NDArray[np.int64]
+
+    def auc(self) -> float:
+        """See :func:`auc`."""
+        # Twice the wins of each level's genuine scores; below 2**63 for 2 billion scores a side.
+        twice = int((self.genuine * (2 * self.impostor_below + self.impostor)).sum())
+        return twice / (2 * int(self.genuine.sum()) * int(self.impostor.sum()))
+
+
 class Eer(NamedTuple):
     """Equal error rate, and the operating threshold just below the crossing."""
 
@@ -31,14 +56,15 @@ class Eer(NamedTuple):
     threshold: float
 
 
-def _sorted(scores: npt.ArrayLike, kind: str) -> npt.NDArray[Any]:
+def _checked(scores: npt.ArrayLike, kind: str) -> npt.NDArray[Any]:
+    """Flat float32 or float64.  Raises ValueError where there are none, and for NaN."""
     x = np.asarray(scores)
     if x.dtype not in (np.float32, np.float64):
         x = x.astype(np.float64)
-    x = np.sort(x, axis=None)
+    x = x.ravel()
     if x.size == 0:
         raise ValueError(f"no {kind} scores")
-    if np.isnan(x[-1]):  # NaN sorts last
+    if np.isnan(x.min()):  # NaN is every minimum
         raise ValueError(f"{kind} scores contain NaN: a failed comparison is -inf, never left out")
     return x
 
@@ -52,14 +78,21 @@ def crossing(fmr: Any, fnmr: Any, fmr_next: Any, fnmr_next: Any) -> Any:
 def eer(genuine: npt.ArrayLike, impostor: npt.ArrayLike) -> Eer:
     """Exact equal error rate: where the ROC polyline meets FMR = FNMR (linear interpolation, no convex hull).
 
-    genuine, impostor: scores, any length, unsorted.  Two sorts and a bisection, no ROC is built.
+    genuine, impostor: scores, any length, unsorted.  No ROC is built: large samples are counted outside a bracket around
+    the crossing, and only what lies inside is sorted and bisected.
     Raises ValueError for empty samples and NaN.
     """
-    gen, imp = _sorted(genuine, "genuine"), _sorted(impostor, "impostor")
+    gen, imp = _checked(genuine, "genuine"), _checked(impostor, "impostor")
     ng, ni = len(gen), len(imp)
+    if ng + ni > _MANY:
+        gen, gen_below, imp, imp_below = _bracketed(gen, imp)
+    else:
+        gen_below = imp_below = 0
+    gen, imp = np.sort(gen), np.sort(imp)
 
     def rates(t: Any) -> tuple[float, float]:
-        return (ni - int(np.searchsorted(imp, t, "left"))) / ni, int(np.searchsorted(gen, t, "left")) / ng
+        accepted = ni - imp_below - int(np.searchsorted(imp, t, "left"))
+        return accepted / ni, (gen_below + int(np.searchsorted(gen, t, "left"))) / ng
 
     # FMR falls and FNMR rises with the threshold: find the last score of each sample at which FMR >= FNMR.
     low = []
@@ -79,21 +112,105 @@ def eer(genuine: npt.ArrayLike, impostor: npt.ArrayLike) -> Eer:
     return Eer(float(crossing(*here, *after)), float(t))
 
 
+def _bracketed(gen: npt.NDArray[Any], imp: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], int, npt.NDArray[Any], int]:
+    """The scores among which the crossing lies, and how many lie below: genuine, below, impostor, below.  Unsorted.
+
+    The ends of the bracket are scores of evenly spaced members of both samples, well to the left and right of where those
+    cross.  They are checked on all scores: if the crossing is not between them (scores in some periodic order), nothing is
+    left out.
+    """
+    part_g, part_i = (np.sort(x[:: max(1, len(x) // _PROBE)]) for x in (gen, imp))
+    points = np.sort(np.concatenate([part_g, part_i]))
+    fmr = 1 - np.searchsorted(part_i, points, "left") / len(part_i)
+    fnmr = np.searchsorted(part_g, points, "left") / len(part_g)
+    # Six standard errors of the difference of two rates, each at most sqrt(1 / (4 n)).
+    margin = 3 * np.sqrt(1 / len(part_g) + 1 / len(part_i))
+    left, right = np.flatnonzero(fmr - fnmr > margin), np.flatnonzero(fmr - fnmr < -margin)
+    lo = points[left[-1]] if len(left) else -np.inf
+    hi = points[right[0]] if len(right) else np.inf
+    ng, ni = len(gen), len(imp)
+
+    def below(x: npt.NDArray[Any], t: Any) -> int:
+        return int(np.count_nonzero(x < t))
+
+    gen_below, imp_below = below(gen, lo), below(imp, lo)
+    # lo itself must be at or before the last score with FMR >= FNMR, and hi behind it.
+    start = (ni - imp_below) / ni >= gen_below / ng
+    end = hi == np.inf or (ni - below(imp, hi)) / ni < below(gen, hi) / ng
+    if not (start and end):
+        return gen, 0, imp, 0
+    inside = [x[(x >= lo) & (x <= hi)] for x in (gen, imp)]
+    return inside[0], gen_below, inside[1], imp_below
+
+
 def auc(genuine: npt.ArrayLike, impostor: npt.ArrayLike) -> float:
     """Probability that a genuine score exceeds an impostor score, ties counted half (Mann-Whitney)."""
-    gen, imp = _sorted(genuine, "genuine"), _sorted(impostor, "impostor")
-    twice = np.searchsorted(imp, gen, "left").sum(dtype=np.int64) + np.searchsorted(imp, gen, "right").sum(dtype=np.int64)
-    return float(twice / (2 * len(gen) * len(imp)))
+    return levels(genuine, impostor).auc()
+
+
+def levels(genuine: npt.ArrayLike, impostor: npt.ArrayLike) -> Levels:
+    """Both samples counted at each distinct score.  Raises ValueError for empty samples and NaN."""
+    gen, imp = _checked(genuine, "genuine"), _checked(impostor, "impostor")
+    if gen.dtype == imp.dtype == np.float32:
+        score, is_impostor = _tagged(gen, imp)
+    else:
+        score = np.concatenate([gen, imp])
+        order = np.argsort(score)
+        score, is_impostor = score[order], order >= len(gen)
+    n = len(score)
+    new = np.empty(n, np.bool_)
+    new[0] = True
+    np.not_equal(score[1:], score[:-1], out=new[1:])
+    before = np.empty(n + 1, np.int64)  # impostors among the first k
+    before[0] = 0
+    np.cumsum(is_impostor, out=before[1:])
+    first = np.flatnonzero(new)
+    if len(first) < n:
+        score, impostor_below = score[first], before[first]
+    else:
+        impostor_below = before[:-1]
+    genuine_below = first - impostor_below
+    return Levels(
+        score,
+        np.diff(genuine_below, append=len(gen)),
+        np.diff(impostor_below, append=len(imp)),
+        genuine_below,
+        impostor_below,
+    )
+
+
+def _tagged(gen: npt.NDArray[np.float32], imp: npt.NDArray[np.float32]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """All scores, sorted (ties in any order), and whether each is an impostor's.
+
+    A float32 in a float64 leaves 29 bits free: the lowest one says which sample a score comes from, and one plain sort
+    sorts both, which is quicker than a sort of indices.
+    """
+    x = np.empty(len(gen) + len(imp))
+    np.add(gen, np.float32(0), out=x[: len(gen)])  # -0.0 becomes 0.0, the same score
+    np.add(imp, np.float32(0), out=x[len(gen) :])
+    if np.isinf(x.min()) or np.isinf(x.max()):  # with the bit set they would be NaN; no float32 reaches the ends of float64
+        np.nan_to_num(x, copy=False)
+    bits = x.view(np.int64)
+    bits[: len(gen)] &= ~1  # the ends of float64 have it
+    bits[len(gen) :] |= 1
+    x.sort()
+    tag = (bits & 1).astype(np.bool_)
+    bits &= ~1
+    with np.errstate(over="ignore"):
+        return x.astype(np.float32), tag
 
 
 def roc(genuine: npt.ArrayLike, impostor: npt.ArrayLike) -> Roc:
     """All operating points, one per distinct score, then (0, 1) at +inf."""
-    gen, imp = _sorted(genuine, "genuine"), _sorted(impostor, "impostor")
-    t = np.sort(np.concatenate([gen, imp]))
-    t = t[np.concatenate([[True], t[1:] != t[:-1]])]
-    fmr = np.append((len(imp) - np.searchsorted(imp, t, "left")) / len(imp), 0.0)
-    fnmr = np.append(np.searchsorted(gen, t, "left") / len(gen), 1.0)
-    return Roc(np.append(t.astype(np.float64), np.inf), fmr, fnmr)
+    at = levels(genuine, impostor)
+    n = len(at.score)
+    ng, ni = (int(below[-1] + here[-1]) for below, here in ((at.genuine_below, at.genuine), (at.impostor_below, at.impostor)))
+    threshold, fmr, fnmr = np.empty((3, n + 1))
+    threshold[:-1], threshold[-1] = at.score, np.inf
+    np.divide(ni - at.impostor_below, ni, out=fmr[:-1])
+    np.divide(at.genuine_below, ng, out=fnmr[:-1])
+    fmr[-1], fnmr[-1] = 0, 1
+    return Roc(threshold, fmr, fnmr)
 
 
 def thin(curve: Roc, points: int = 200) -> Roc:

@@ -67,6 +67,9 @@ class _Model(ABC):
 class Recognizer(_Model):
     """Maps aligned faces to embeddings; similarity of two is their dot product, in [-1, 1]."""
 
+    #: Of what :meth:`embed` returns and the store holds.
+    dtype: ClassVar[type[np.generic]] = np.float32
+
     @abstractmethod
     def embed(self, crops: Image) -> Floats:
         """crops: RGB uint8 (n, size, size, 3) cut by ``self.crop``.  Returns float32 (n, d), L2-normalised.

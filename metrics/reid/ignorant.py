@@ -14,6 +14,7 @@ class Ignorant(Attacker):
     version = "1"
     knows = "holds clear photographs of the persons and a stock recogniser, and does not know that the probe was anonymised"
     citation = "Newton, Sweeney & Malin, Preserving Privacy by De-Identifying Face Images, IEEE TKDE 2005 (naive recognition)"
+    by_cosine = True
     gallery = "clear"
 
     def scores(self, gallery: Floats, probes: Floats) -> Floats:

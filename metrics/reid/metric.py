@@ -2,67 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from deidbench.errors import InputError
+from deidbench.errors import InputError, SuiteError
 from deidbench.kinds import attackers as registry
 from deidbench.kinds import metrics
-from deidbench.metrics.base import Findings, Metric, Protocol, Quantity, Table
-from deidbench.metrics.reid import identification, verification
-from deidbench.metrics.reid.base import Attacker
-from deidbench.metrics.reid.comparison import Comparison, lay_out
+from deidbench.metrics.base import NO_BACKGROUND, Background, Findings, Metric, PlannedAttack, Protocol, Quantity, Table
+from deidbench.metrics.reid import fairness
+from deidbench.metrics.reid.attack import Probes, View, attack, embeddings, rates, view
+from deidbench.metrics.reid.base import PIXELS, Attacker, TrainedAttacker
+from deidbench.metrics.reid.comparison import lay_out
+from deidbench.metrics.reid.figures import (
+    CMC_RANKS,
+    NO_MATES,
+    Figures,
+    Thresholds,
+    acquisition_rows,
+    attack_curves,
+    attack_rows,
+    blind_spots,
+    notes,
+    refuse,
+    thresholds,
+    worst_case,
+)
+from deidbench.metrics.reid.training import Attempt
 from deidbench.records import CONVENTIONS, Curve, Row
 from deidbench.stats import intervals
-from deidbench.stats.intervals import Interval
-from deidbench.stats.pairs import AUC_BINS, EXACT_AUC_PERSONS, Pairs, bootstrap_auc, bootstrap_eer, bootstrap_pair_rate
 from deidbench.types import Floats
 
-#: Longest rank of a CMC curve.
-CMC_RANKS = 50
 FAMILY = "reid"
-_NO_MATES = "no probe has another image of its person in the gallery"
 
 
-def _quantities(ranks: Sequence[int], targets: Sequence[float]) -> tuple[Quantity, ...]:
+def _quantities(ranks: Sequence[int], targets: Sequence[float], searches: Sequence[float]) -> tuple[Quantity, ...]:
     """higher_is_better from the side of somebody who chooses an anonymizer: the attacker should fail."""
 
-    def q(name: str, title: str, better: bool | None) -> Quantity:
-        return Quantity(f"reid.{name}", title, "rate", better, "privacy", FAMILY)
+    def q(name: str, title: str, better: bool | None, unit: str = "rate") -> Quantity:
+        return Quantity(f"reid.{name}", title, unit, better, "privacy", FAMILY)
 
+    beforehand = "fixed beforehand"
     return (
         *(q(f"rank{k}", f"Re-identification rate at rank {k}", False) for k in ranks),
         q("worst_rank1", "Re-identification rate at rank 1, worst case over attackers and recognisers", False),
         q("eer", "Equal error rate of the attacker", True),
         q("auc", "Area under the attacker's ROC curve", False),
+        q("cllr_min", "Minimum log-likelihood-ratio cost of the attacker's scores (1: they say nothing)", True, "bit"),
+        q("d_sys", "Linkability D_sys (0: scores of mates and strangers look alike, 1: fully linkable)", False),
+        *(q(f"tmr@fmr={x:g}", f"True match rate at the threshold {beforehand} for FMR {x:g}", False) for x in targets),
+        *(q(f"fnmr@fmr={x:g}", f"False non-match rate at the threshold {beforehand} for FMR {x:g}", True) for x in targets),
+        *(q(f"fmr@fmr={x:g}", f"False match rate realised at the threshold {beforehand} for FMR {x:g}", None) for x in targets),
         *(
-            q(f"tmr@fmr={x:g}", f"True match rate at the threshold set for FMR {x:g} on clear impostors", False)
-            for x in targets
+            q(
+                f"fnir@fpir={x:g}",
+                f"Open set: false negative identification rate at the threshold {beforehand} for FPIR {x:g}",
+                True,
+            )
+            for x in searches
         ),
         *(
-            q(f"fnmr@fmr={x:g}", f"False non-match rate at the threshold set for FMR {x:g} on clear impostors", True)
-            for x in targets
+            q(
+                f"fpir@fpir={x:g}",
+                f"Open set: false positive identification rate realised at the threshold for FPIR {x:g}",
+                None,
+            )
+            for x in searches
         ),
-        *(
-            q(f"fmr@fmr={x:g}", f"False match rate realised at the threshold set for FMR {x:g} on clear impostors", None)
-            for x in targets
-        ),
+        *fairness.QUANTITIES,
         q("fta", "Released images in which no face was found (failure to acquire)", None),
         q("withheld", "Images of which nothing was released", None),
     )
 
 
-class _Target(NamedTuple):
-    """A threshold fixed on clear impostors for an FMR, or the reason why there is none."""
+class _Entry(NamedTuple):
+    """An attacker of the suite.  label: unique in the metric."""
 
-    fmr: float
-    threshold: float | None
-    reason: str
+    label: str
+    attacker: Attacker
 
 
 class _Check(NamedTuple):
@@ -73,428 +93,351 @@ class _Check(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class _View:
-    """Everything that one convention's rows are made of.
+class _Attack:
+    """One attack, carried out and judged.  whose: (attacker, recogniser)."""
 
-    hits: (P, K) expected hits per person at ranks 1..K.  tried: (P,) probes with a mate.  chance: (K,) of guessing, None where
-    no probe has a mate.
-    """
-
-    hits: npt.NDArray[np.float64]
-    tried: npt.NDArray[np.float64]
-    chance: npt.NDArray[np.float64] | None
-    pairs: Pairs
-    probes: int
-    probe_persons: int
-
-
-@dataclass(frozen=True, eq=False)
-class _Probes:
-    """The probes of one attack.  scores: (n_probes, n_gallery), NaN where nothing is known; the rest bool (n_probes,)."""
-
-    scores: Floats
-    standing: identification.Standing
-    fta: npt.NDArray[np.bool_]
-    withheld: npt.NDArray[np.bool_]
-
-
-def _matrix(attacker: Attacker, gallery: Floats, probes: Floats) -> Floats:
-    """All scores, asked for in tiles."""
-    out = np.empty((len(probes), len(gallery)), np.float32)
-    step = max(1, identification.TILE // max(1, len(gallery)))
-    for start in range(0, len(probes), step):
-        out[start : start + step] = attacker.scores(gallery, probes[start : start + step])
-    return out
-
-
-def _embeddings(table: Table, recognizer: str, which: npt.NDArray[np.intp]) -> Floats:
-    x = np.array(table.embeddings[recognizer][which], np.float32)
-    x[table.withheld[which]] = np.nan  # what is not released cannot be embedded
-    return x
-
-
-def _attack(attacker: Attacker, gallery: Floats, table: Table, recognizer: str, layout: Comparison) -> _Probes:
-    scores = _matrix(attacker, gallery, _embeddings(table, recognizer, layout.probes))
-    withheld = table.withheld[layout.probes]
-    standing = identification.identify(lambda rows: scores[rows], layout.probe_person, layout.gallery_person, layout.same_image)
-    return _Probes(scores, standing, table.fta[layout.probes] & ~withheld, withheld)
-
-
-def _rates(events: npt.NDArray[np.float64], trials: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Rate per column of events (P, k) over trials (P,).  Column by column: equal columns give equal bits."""
-    sums: npt.NDArray[np.float64] = np.array([np.ascontiguousarray(column).sum() for column in events.T])
-    out: npt.NDArray[np.float64] = sums / trials.sum()
-    return out
-
-
-def _view(probes: _Probes, layout: Comparison, convention: str, ranks: int) -> _View:
-    """One convention's counts (PROTOCOL, samples and failures).
-
-    headline: all probes, those without a face through the fallback crop.  without_fta: only probes in which a face was
-    found.  fta_as_miss: all probes, those without a face never identified and never accepted.  Withheld probes are no
-    information (chance) in headline and fta_as_miss.
-    """
-    persons = len(layout.persons)
-    take = np.ones(len(layout.probes), np.bool_)
-    miss = np.zeros(len(layout.probes), np.bool_)
-    if convention == "without_fta":
-        take = ~probes.fta & ~probes.withheld
-    elif convention == "fta_as_miss":
-        miss = probes.fta
-    mated = np.flatnonzero(take & (layout.mates > 0))
-    standing = probes.standing
-    hit = identification.hits(standing.above[mated], standing.tied[mated], standing.tied_mates[mated], ranks)
-    hit[miss[mated]] = 0
-    person = layout.probe_person[mated]
-    # Summed in the same way as the hits, so that an attacker at chance shows the very same figure.
-    tried = np.bincount(person, minlength=persons).astype(np.float64)
-    guess = intervals.per_person(person, identification.chance(layout.mates[mated], layout.others[mated], ranks), persons)
-    rows = np.flatnonzero(take)
-    scores = probes.scores[rows]
-    scores[miss[rows]] = -np.inf
-    return _View(
-        hits=intervals.per_person(person, hit, persons),
-        tried=tried,
-        chance=_rates(guess, tried) if len(mated) else None,
-        pairs=verification.extract(scores, layout.probe_person[rows], layout.gallery_person, layout.same_image[rows]),
-        probes=len(rows),
-        probe_persons=len(np.unique(layout.probe_person[rows])),
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class _Figures:
-    """Makes intervals for one set of persons; holds what all rows of a call share."""
-
-    protocol: Protocol
-    persons: tuple[str, ...]
-
-    @property
-    def level(self) -> float:
-        return self.protocol.confidence
-
-    @property
-    def draws(self) -> npt.NDArray[np.uint8]:
-        return intervals.person_draws(self.persons, self.protocol.replicates, self.protocol.seed)
-
-    @property
-    def pair_draws(self) -> npt.NDArray[np.uint8]:
-        return intervals.person_draws(self.persons, self.protocol.curve_replicates, self.protocol.seed)
-
-    def rates(self, events: npt.NDArray[np.float64], trials: npt.NDArray[np.float64], what: str) -> list[Interval]:
-        """One interval per column of events (P, k)."""
-        persons = int(np.count_nonzero(trials > 0))
-        replicates = intervals.ratio_replicates(events, trials, self.draws)
-        return [self._rate(value, replicates[:, k], persons, what) for k, value in enumerate(_rates(events, trials))]
-
-    def _rate(
-        self, value: float, replicates: npt.NDArray[np.float64], persons: int, what: str, *, expand: bool = True
-    ) -> Interval:
-        """Interval from replicates of a figure in [0, 1] whose extremes mean that no event, or nothing else, was seen."""
-        if persons >= 2 and value == 0:
-            return intervals.zero_events(persons, self.level)
-        if persons >= 2 and value == 1:
-            return intervals.all_events(persons, self.level)
-        return intervals.percentile_interval(replicates, self.level, persons, what, expand=expand)
-
-    def equal_error(self, pairs: Pairs, value: float) -> Interval:
-        persons = len(np.unique(pairs.genuine_person))
-        return self._rate(
-            value, bootstrap_eer(pairs, self.pair_draws), persons, "person bootstrap of pairs, threshold recomputed"
-        )
-
-    def area(self, pairs: Pairs, value: float) -> Interval:
-        persons = len(np.unique(pairs.genuine_person))
-        binned = f", {AUC_BINS} score bins" if len(self.persons) > EXACT_AUC_PERSONS else ""
-        what = f"person bootstrap of pairs{binned}"
-        return self._rate(value, bootstrap_auc(pairs, self.pair_draws), persons, what)
-
-    def false_matches(self, pairs: Pairs, threshold: float, value: float) -> Interval:
-        persons = len(np.unique(np.concatenate([pairs.impostor_a, pairs.impostor_b])))
-        weights = intervals.double_or_nothing_draws(self.persons, self.protocol.replicates, self.protocol.seed)
-        accepted = pairs.impostor >= np.float32(threshold)
-        replicates = bootstrap_pair_rate(accepted, pairs.impostor_a, pairs.impostor_b, weights)
-        return self._rate(value, replicates, persons, "double-or-nothing identity bootstrap", expand=False)
-
-    def worst(self, hits: npt.NDArray[np.float64], trials: npt.NDArray[np.float64]) -> tuple[float, Interval, float]:
-        """Largest of several rates on the same probes.  hits: (P, k).  Returns value, interval and bootstrap optimism.
-
-        The maximum is taken anew in each replicate, from the same draws for all columns.
-        """
-        persons = int(np.count_nonzero(trials > 0))
-        value = float(_rates(hits, trials).max())
-        replicates = intervals.ratio_replicates(hits, trials, self.draws).max(1)
-        interval = self._rate(value, replicates, persons, "person bootstrap of the maximum, gallery fixed")
-        known = replicates[~np.isnan(replicates)]
-        return value, interval, float(known.mean() - value) if len(known) else 0.0
-
-
-def _notes(*parts: str) -> str:
-    return "; ".join(part for part in parts if part)
-
-
-def _put(row: Row, value: float, interval: Interval) -> Row:
-    return replace(
-        row,
-        value=float(value),
-        lo=interval.lo,
-        hi=interval.hi,
-        ci_level=interval.level if interval.lo is not None else None,
-        ci_method=interval.method,
-        ci_reason=interval.reason,
-    )
-
-
-def _refuse(row: Row, reason: str) -> Row:
-    return replace(row, value=None, reason=reason, ci_reason=reason)
+    whose: tuple[str, str]
+    probes: Probes
+    enrolled: Floats
+    check: _Check
+    thresholds: Thresholds
+    note: str = ""
 
 
 @metrics.register("reid")
 class ReIdentification(Metric):
     """Identification and verification rates of attackers, per recogniser and failure convention, with person intervals.
 
-    attackers: names of registered attackers.
+    attackers: names of registered attackers, or tables ``{name = "...", params = {...}, label = "..."}``.
     """
 
-    version = "1"
+    version = "2"
     citation = (
-        "ISO/IEC 19795-1:2021; Grother & Phillips 2004 (identification); Fogliato et al. 2024, arXiv 2306.01198 (intervals)"
+        "ISO/IEC 19795-1:2021; Grother & Phillips 2004 (identification); Fogliato et al. 2024, arXiv 2306.01198 (intervals); "
+        "Brümmer & du Preez 2006 (Cllr); Gomez-Barrero et al. 2018 (D_sys)"
     )
-    quantities = _quantities(Protocol.ranks, Protocol.fmr)
+    quantities = _quantities(Protocol.ranks, Protocol.fmr, Protocol.fpir)
 
-    def __init__(self, attackers: Sequence[str] = ("ignorant",)) -> None:
+    def __init__(self, attackers: Sequence[str | Mapping[str, Any]] = ("ignorant",)) -> None:
         self.attackers = tuple(attackers)
 
-    def params(self) -> dict[str, Any]:
-        return {"attackers": {name: registry.get(name).version for name in self.attackers}}
+    def _entries(self) -> list[_Entry]:
+        entries: list[_Entry] = []
+        for given in self.attackers:
+            table: dict[str, Any] = {"name": given} if isinstance(given, str) else dict(given)
+            if not isinstance(table.get("name"), str) or table.keys() - {"name", "params", "label"}:
+                raise SuiteError(
+                    f"an attacker is a name or a table with name, params and label, not {given!r}",
+                    'e.g. attackers = ["ignorant", { name = "pixel-cnn", params = { steps = 4000 } }]',
+                )
+            label = str(table.get("label", table["name"]))
+            if label in {e.label for e in entries}:
+                raise SuiteError(f"two attackers are called {label!r}", 'give one of them a label = "..."')
+            params: Any = table.get("params", {})
+            entries.append(_Entry(label, registry.create(table["name"], **params)))
+        return entries
 
-    def score(self, clear: Table, anonymised: Table, protocol: Protocol) -> Findings:
+    @property
+    def needs_background(self) -> bool:  # type: ignore[override]
+        return any(isinstance(e.attacker, TrainedAttacker) or e.attacker.gallery == "anonymised" for e in self._entries())
+
+    def attacks(self, recognizers: Sequence[str]) -> list[PlannedAttack]:
+        return [
+            PlannedAttack(e.label, e.attacker, column)
+            for e in self._entries()
+            if isinstance(e.attacker, TrainedAttacker) and not e.attacker.missing()
+            for column in e.attacker.columns(recognizers)
+        ]
+
+    def params(self) -> dict[str, Any]:
+        return {"attackers": {e.label: [e.attacker.name, e.attacker.version, e.attacker.params()] for e in self._entries()}}
+
+    def record(self) -> list[dict[str, Any]]:
+        """What each attacker knows, for the run record."""
+        return [
+            {
+                "label": e.label,
+                "name": e.attacker.name,
+                "version": e.attacker.version,
+                "params": e.attacker.params(),
+                "knows": e.attacker.knows,
+                "gallery": e.attacker.gallery,
+                "trained": isinstance(e.attacker, TrainedAttacker),
+                "citation": e.attacker.citation,
+                "missing": e.attacker.missing(),
+            }
+            for e in self._entries()
+        ]
+
+    def score(self, clear: Table, anonymised: Table, protocol: Protocol, background: Background = NO_BACKGROUND) -> Findings:
         """clear, anonymised: the same images in the same order.  Raises InputError where they are not."""
         if not (np.array_equal(clear.ids, anonymised.ids) and np.array_equal(clear.subjects, anonymised.subjects)):
             raise InputError(
                 f"{anonymised.method!r} and the clear images of {clear.dataset!r} are not the same images in the same order",
                 "run the same deidbench run command again",
             )
-        layout = lay_out(clear.ids, clear.subjects, protocol)
-        figures = _Figures(protocol, layout.persons)
-        quantity = {q.name: q for q in _quantities(protocol.ranks, protocol.fmr)}
-        blank = Row(anonymised.dataset, anonymised.method, "", "rate", None, None, family=FAMILY, comparison=layout.text)
+        return _Ladder(self._entries(), clear, anonymised, protocol, background).climb()
 
-        def named(row: Row, name: str, **fields: Any) -> Row:
-            q = quantity[f"reid.{name}"]
-            return replace(row, metric=q.name, unit=q.unit, higher_is_better=q.higher_is_better, **fields)
 
-        rows = _acquisition(anonymised, figures, partial(named, replace(blank, comparison="")))
+class _Ladder:
+    """All attackers on one method."""
+
+    def __init__(
+        self, entries: Sequence[_Entry], clear: Table, anonymised: Table, protocol: Protocol, background: Background
+    ) -> None:
+        self.entries, self.clear, self.anonymised = entries, clear, anonymised
+        self.protocol, self.background = protocol, background
+        self.layout = lay_out(clear.ids, clear.subjects, protocol)
+        self.figures = Figures(protocol, self.layout.persons)
+        self.quantity = {q.name: q for q in _quantities(protocol.ranks, protocol.fmr, protocol.fpir)}
+        self.recognizers = sorted(clear.embeddings.keys() & anonymised.embeddings.keys())
+        self.blank = Row(anonymised.dataset, anonymised.method, "", "rate", None, None, family=FAMILY)
+        self._clear: dict[str, tuple[_Check, Thresholds]] = {}
+
+    def named(self, row: Row, name: str, **fields: Any) -> Row:
+        q = self.quantity[f"reid.{name}"]
+        return replace(row, metric=q.name, unit=q.unit, higher_is_better=q.higher_is_better, **fields)
+
+    def climb(self) -> Findings:
+        rows = acquisition_rows(self.anonymised, self.figures, partial(self.named, self.blank))
         curves: list[Curve] = []
-        contenders: list[tuple[str, str, _View]] = []
+        contenders: list[tuple[str, str, View]] = []
         suspects: list[str] = []
-        recognizers = sorted(clear.embeddings.keys() & anonymised.embeddings.keys())
-        for attacker_name in self.attackers:
-            for recognizer in recognizers:
-                attacker = registry.create(attacker_name)
-                attacker.fit(None, None, protocol.seed)
-                enrolled = _embeddings(clear if attacker.gallery == "clear" else anonymised, recognizer, layout.gallery)
-                check, targets = self._calibrate(attacker, clear, recognizer, layout, figures)
-                probes = _attack(attacker, enrolled, anonymised, recognizer, layout)
-                base = replace(
-                    blank,
-                    recognizer=recognizer,
-                    attacker=attacker_name,
-                    n_failed=int(probes.withheld.sum()),
-                    n_fta=int(probes.fta.sum()),
-                    trusted=check.trusted,
-                    note=_notes(check.note, _blind_spots(anonymised, recognizer, layout, enrolled)),
-                )
-                views: dict[str, _View] = {}
-                made: dict[str, list[Row]] = {}
-                for convention in CONVENTIONS:
-                    # Without failures the conventions are one and the same figure; it is computed once.
-                    same = not probes.fta.any() and not (convention == "without_fta" and probes.withheld.any())
-                    if convention != "headline" and same:
-                        made[convention] = [replace(row, convention=convention) for row in made["headline"]]
-                    else:
-                        view = views[convention] = _view(probes, layout, convention, max(CMC_RANKS, *protocol.ranks))
-                        made[convention] = _rows(
-                            view, layout, figures, targets, partial(named, replace(base, convention=convention))
-                        )
-                    rows += made[convention]
-                curves += _curves(views["headline"], layout, figures, replace(base, convention="headline"))
+        stock: dict[tuple[str, str], View] = {}
+        text = ""
+        for entry in self.entries:
+            for column in entry.attacker.columns(self.recognizers):
+                done = self._carry_out(entry, column)
+                if isinstance(done, str):
+                    base = replace(self.blank, recognizer=column, attacker=entry.label, comparison=self.layout.text)
+                    rows += [
+                        refuse(self.named(base, f"rank{k}", convention="headline"), f"not carried out: {done}")
+                        for k in self.protocol.ranks
+                    ]
+                    continue
+                text = done.probes.layout.text
+                found, drawn, headline, check = self._judge(done, stock)
+                rows += found
+                curves += drawn
+                if not isinstance(entry.attacker, TrainedAttacker):
+                    stock[entry.attacker.gallery, column] = headline
                 if check.trusted:
-                    contenders.append((attacker_name, recognizer, views["headline"]))
+                    contenders.append((entry.label, column, headline))
                 else:
-                    suspects.append(f"{attacker_name} with {recognizer}")
-        rows.append(
-            _worst(contenders, suspects, anonymised, layout, figures, partial(named, replace(blank, convention="headline")))
-        )
+                    suspects.append(f"{entry.label} with {column}")
+        named = partial(self.named, replace(self.blank, comparison=text or self.layout.text, convention="headline"))
+        rows.append(worst_case(contenders, suspects, self.anonymised, self.layout, self.figures, named))
+        rows += self._groups(contenders, rows[-1])
         return Findings(rows, curves)
 
-    @staticmethod
-    def _calibrate(
-        attacker: Attacker, clear: Table, recognizer: str, layout: Comparison, figures: _Figures
-    ) -> tuple[_Check, list[_Target]]:
-        """Sanity check and thresholds, both on clear images alone."""
-        protocol = figures.protocol
-        clear_probes = _attack(attacker, _embeddings(clear, recognizer, layout.gallery), clear, recognizer, layout)
-        view = _view(clear_probes, layout, "headline", 1)
-        targets = []
-        for x in protocol.fmr:
-            reason = verification.unsupported(x, len(view.pairs.impostor), len(layout.persons))
-            if attacker.gallery != "clear":
-                reason = "a threshold of clear impostors means nothing to an attacker with an anonymised gallery"
-            targets.append(_Target(x, None if reason else verification.threshold_at_fmr(view.pairs.impostor, x), reason))
-        failed = []
-        if view.chance is None:
-            failed.append(_NO_MATES)
+    # -- one attack --------------------------------------------------------------------------------------------
+    def _carry_out(self, entry: _Entry, column: str) -> _Attack | str:
+        """The attack, or why it could not be carried out."""
+        attacker, protocol = entry.attacker, self.protocol
+        if isinstance(attacker, TrainedAttacker):
+            return self._trained(entry.label, attacker, column)
+        check, thresholds_ = self._stock(column)
+        if attacker.gallery == "clear":
+            enrolled = embeddings(self.clear, column)
         else:
-            rank1 = float(_rates(view.hits, view.tried)[0])
-            guess = float(view.chance[0])
-            interval = figures.rates(view.hits, view.tried, "person bootstrap")[0]
-            if rank1 < protocol.min_clear_rank1:
-                failed.append(f"clear rank-1 {rank1:.3f} is below {protocol.min_clear_rank1:g}")
-            if interval.lo is None:
-                failed.append(f"clear rank-1 cannot be told from chance ({interval.reason})")
-            elif interval.lo <= guess:
-                failed.append(
-                    f"clear rank-1 {rank1:.3f} [{interval.lo:.3f}, {interval.hi:.3f}] is not above chance {guess:.3f}"
+            enrolled = embeddings(self.anonymised, column)
+            # Clear impostors say nothing about scores between anonymised images: these are of the attacker's own condition.
+            table = self.background.anonymised
+            if table is None:
+                thresholds_ = Thresholds.none(
+                    protocol, f"no impostors in the attacker's own condition: {self.background.reason}"
                 )
-        if len(view.pairs.genuine) and len(view.pairs.impostor):
-            error = verification.eer(view.pairs.genuine, view.pairs.impostor).value
-            if error > protocol.max_clear_eer:
-                failed.append(f"clear EER {error:.3f} is above {protocol.max_clear_eer:g}")
-        else:
-            failed.append("clear EER needs genuine and impostor pairs")
-        return _Check(not failed, f"untrusted, attacker sanity check failed: {', '.join(failed)}" if failed else ""), targets
-
-
-def _blind_spots(table: Table, recognizer: str, layout: Comparison, enrolled: Floats) -> str:
-    """Images that count although nothing is known about them, and images that cannot count."""
-    dark = int((np.isnan(table.embeddings[recognizer][layout.probes]).any(1) & ~table.withheld[layout.probes]).sum())
-    void = int(np.isnan(enrolled).any(1).sum())
-    alone = int((layout.mates == 0).sum())
-    return _notes(
-        f"{dark} released probes without an embedding, counted as no information" if dark else "",
-        f"{void} gallery images without an embedding, ranked last" if void else "",
-        f"{alone} probes without another image of their person, in no identification rate" if alone else "",
-    )
-
-
-def _acquisition(table: Table, figures: _Figures, named: Any) -> list[Row]:
-    """Rates of withheld images, and of images without a face among the released ones."""
-    names, person = np.unique(table.subjects, return_inverse=True)
-    fta = table.fta & ~table.withheld
-    counts = {"n_failed": int(table.withheld.sum()), "n_fta": int(fta.sum())}
-    rows = []
-    for name, event, of in (("fta", fta, ~table.withheld), ("withheld", table.withheld, np.ones(table.n, np.bool_))):
-        events, trials = (intervals.per_person(person, x, len(names)) for x in (event, of))
-        row: Row = named(name, n_images=int(of.sum()), n_persons=int(np.count_nonzero(trials)), **counts)
-        if not of.any():
-            rows.append(_refuse(row, "no image was released" if table.n else "no images"))
-        else:
-            rows.append(_put(row, events.sum() / trials.sum(), figures.rates(events[:, None], trials, "person bootstrap")[0]))
-    return rows
-
-
-def _rows(view: _View, layout: Comparison, figures: _Figures, targets: list[_Target], named: Any) -> list[Row]:
-    rows = []
-    ranks = figures.protocol.ranks
-    tried = {"n_images": int(view.tried.sum()), "n_persons": int(np.count_nonzero(view.tried))}
-    rank_rows = [named(f"rank{k}", **tried) for k in ranks]
-    if view.chance is None:
-        rows += [_refuse(row, _NO_MATES if view.probes else "no probes under this convention") for row in rank_rows]
-    else:
-        columns = [k - 1 for k in ranks]
-        values = _rates(view.hits, view.tried)
-        found = figures.rates(view.hits[:, columns], view.tried, "person bootstrap, gallery fixed")
-        for k, row, interval in zip(ranks, rank_rows, found, strict=True):
-            if k > layout.size:
-                rows.append(_refuse(row, f"rank {k} is beyond the {layout.size} gallery images"))
             else:
-                row = replace(row, chance=float(view.chance[k - 1]))
-                rows.append(_put(row, values[k - 1], interval))
-
-    pairs = view.pairs
-    seen = {"n_images": view.probes, "n_persons": view.probe_persons}
-    eer_row, auc_row = named("eer", chance=0.5, **seen), named("auc", chance=0.5, **seen)
-    missing = "no genuine pairs" if not len(pairs.genuine) else "" if len(pairs.impostor) else "one person: no impostor pairs"
-    if missing:
-        rows += [_refuse(eer_row, missing), _refuse(auc_row, missing)]
-    else:
-        value = verification.eer(pairs.genuine, pairs.impostor).value
-        rows.append(_put(eer_row, value, figures.equal_error(pairs, value)))
-        value = verification.auc(pairs.genuine, pairs.impostor)
-        rows.append(_put(auc_row, value, figures.area(pairs, value)))
-
-    for x, threshold, reason in targets:
-        names = (f"tmr@fmr={x:g}", f"fnmr@fmr={x:g}", f"fmr@fmr={x:g}")
-        if threshold is None or missing:
-            rows += [_refuse(named(name, **seen), reason or missing) for name in names]
-            continue
-        fmr = verification.accepted_rate(pairs.impostor, threshold)
-        fixed = {"threshold": threshold, "realised_fmr": fmr, **seen}
-        trials = np.bincount(pairs.genuine_person, minlength=len(layout.persons)).astype(np.float64)
-        accepted = intervals.per_person(pairs.genuine_person, pairs.genuine >= np.float32(threshold), len(layout.persons))
-        events = np.column_stack([accepted, trials - accepted])
-        tmr, fnmr = figures.rates(events, trials, "person bootstrap, threshold fixed")
-        # An attacker who knows nothing accepts genuine pairs as often as impostors.
-        rows.append(_put(named(names[0], chance=fmr, **fixed), accepted.sum() / trials.sum(), tmr))
-        rows.append(_put(named(names[1], chance=1 - fmr, **fixed), events[:, 1].sum() / trials.sum(), fnmr))
-        rows.append(_put(named(names[2], **fixed), fmr, figures.false_matches(pairs, threshold, fmr)))
-    return rows
-
-
-def _curves(view: _View, layout: Comparison, figures: _Figures, base: Row) -> list[Curve]:
-    """CMC with pointwise bands, and a thinned DET curve."""
-    point = partial(
-        Curve, base.dataset, base.method, recognizer=base.recognizer, attacker=base.attacker, convention=base.convention
-    )
-    curves: list[Curve] = []
-    if view.chance is not None:
-        ranks = min(CMC_RANKS, layout.size)
-        bands = figures.rates(view.hits[:, :ranks], view.tried, "person bootstrap, gallery fixed")
-        rate = _rates(view.hits, view.tried)
-        curves += [point(curve="cmc", x=float(k + 1), y=float(rate[k]), lo=bands[k].lo, hi=bands[k].hi) for k in range(ranks)]
-    if len(view.pairs.genuine) and len(view.pairs.impostor):
-        det = verification.thin(verification.roc(view.pairs.genuine, view.pairs.impostor))
-        curves += [point(curve="det", x=float(x), y=float(y)) for x, y in zip(det.fmr, det.fnmr, strict=True)]
-    return curves
-
-
-def _worst(
-    contenders: list[tuple[str, str, _View]],
-    suspects: list[str],
-    table: Table,
-    layout: Comparison,
-    figures: _Figures,
-    named: Any,
-) -> Row:
-    """The headline: rank-1 of the most successful trusted attack; the maximum itself is bootstrapped."""
-    left_out = f"not trusted and left out: {', '.join(suspects)}" if suspects else ""
-    withheld = table.withheld[layout.probes]
-    counts = {"n_failed": int(withheld.sum()), "n_fta": int((table.fta[layout.probes] & ~withheld).sum())}
-    mated = [c for c in contenders if c[2].chance is not None]
-    if not mated:
-        reason = (
-            _NO_MATES if contenders else "no trusted recogniser" if suspects else "no recogniser has embeddings in both tables"
+                own = lay_out(table.ids, table.subjects, protocol)
+                x = embeddings(table, column)
+                thresholds_ = thresholds(attack(attacker, x, x, table, own, protocol.templates), protocol)
+        probes = attack(
+            attacker, enrolled, embeddings(self.anonymised, column), self.anonymised, self.layout, protocol.templates
         )
-        return _refuse(named("worst_rank1", recognizer="max()", trusted=False, note=left_out, **counts), reason)
-    view = mated[0][2]
-    assert view.chance is not None
-    value, interval, optimism = figures.worst(np.column_stack([v.hits[:, 0] for _, _, v in mated]), view.tried)
-    rates = _rates(np.column_stack([v.hits[:, 0] for _, _, v in mated]), view.tried).tolist()
-    best = [f"{a} with {r}" for (a, r, _), rate in zip(mated, rates, strict=True) if rate == max(rates)]
-    several = len(mated) > 1
-    row: Row = named(
-        "worst_rank1",
-        recognizer=f"max({', '.join(dict.fromkeys(r for _, r, _ in mated))})",
-        attacker=", ".join(dict.fromkeys(a for a, _, _ in mated)),
-        chance=float(view.chance[0]),
-        n_images=int(view.tried.sum()),
-        n_persons=int(np.count_nonzero(view.tried)),
-        note=_notes(
-            f"attained by {' and '.join(best)}",
-            f"taking the largest of {len(mated)} adds about {optimism:.4f} (bootstrap estimate)" if several else "",
-            left_out,
-        ),
-        **counts,
-    )
-    return _put(row, value, interval)
+        return _Attack((entry.label, column), probes, enrolled, check, thresholds_)
+
+    def _trained(self, label: str, attacker: TrainedAttacker, column: str) -> _Attack | str:
+        if problem := attacker.missing():
+            return problem
+        attempts = self.background.attempts.get((label, column), ())
+        carried_out = [a for a in attempts if not a.failure]
+        if not carried_out:
+            return next((a.failure for a in attempts), self.background.reason or "no attempt was made")
+        rank1 = [_held_out_rank1(attacker, a, self.protocol) for a in carried_out]
+        best = int(np.argmax([-1.0 if np.isnan(r) else r for r in rank1]))
+        results = [
+            attack(attacker, a.gallery, a.probes, self.anonymised, self.layout, self.protocol.templates) for a in carried_out
+        ]
+        chosen, probes = carried_out[best], results[best]
+        if attacker.gallery == "clear":
+            own = attack(attacker, chosen.gallery, chosen.gallery, self.clear, self.layout, self.protocol.templates)
+        else:
+            table = _bare(chosen)
+            layout = lay_out(table.ids, table.subjects, self.protocol)
+            own = attack(attacker, chosen.held_out_gallery, chosen.held_out_probes, table, layout, self.protocol.templates)
+        evaluated = [_rank1(view(p, "headline", 1)) for p in results]
+        spread = ", ".join(f"{v:.3f} ({h:.3f} held out)" for v, h in zip(evaluated, rank1, strict=True))
+        failed = len(attempts) - len(carried_out)
+        note = notes(
+            f"seed {best + 1} of {len(carried_out)} chosen on held-out persons" if len(carried_out) > 1 else "",
+            f"rank-1 per seed {spread}",
+            f"{failed} seeds failed: {next(a.failure for a in attempts if a.failure)}" if failed else "",
+            f"learnt: {chosen.learnt}" if chosen.learnt else "",
+        )
+        return _Attack((label, column), probes, chosen.gallery, self._trust(column), thresholds(own, self.protocol), note)
+
+    def _trust(self, column: str) -> _Check:
+        """Of a trained attacker: its recogniser must pass, one of them where several are joined; pixels have no recogniser."""
+        parts = [p for p in column.split("+") if p in self.recognizers]
+        checks = [self._stock(p)[0] for p in parts]
+        if not checks or any(c.trusted for c in checks):
+            return _Check(True, "")
+        return checks[0]
+
+    def _stock(self, recognizer: str) -> tuple[_Check, Thresholds]:
+        """Sanity check of a recogniser, and thresholds of clear impostors: both on clear images alone."""
+        if recognizer not in self._clear:
+            protocol = self.protocol
+            x = embeddings(self.clear, recognizer)
+            clear = attack(registry.create("ignorant"), x, x, self.clear, self.layout, protocol.templates)
+            self._clear[recognizer] = _sanity(clear, self.figures), thresholds(clear, protocol)
+        return self._clear[recognizer]
+
+    def _judge(self, done: _Attack, stock: Mapping[tuple[str, str], View]) -> tuple[list[Row], list[Curve], View, _Check]:
+        probes, label, column = done.probes, *done.whose
+        ranks = max(CMC_RANKS, *self.protocol.ranks)
+        headline = view(probes, "headline", ranks)
+        check = self._mistrained(done, headline, stock)
+        known = [column] if column in self.anonymised.embeddings else []
+        base = replace(
+            self.blank,
+            recognizer=column,
+            attacker=label,
+            comparison=probes.layout.text,
+            n_failed=int(probes.withheld.sum()),
+            n_fta=int(probes.fta.sum()),
+            trusted=check.trusted,
+            note=notes(
+                check.note,
+                *(blind_spots(self.anonymised, r, self.layout, done.enrolled[self.layout.gallery]) for r in known),
+                done.note,
+            ),
+        )
+        rows: list[Row] = []
+        made: dict[str, list[Row]] = {}
+        for convention in CONVENTIONS:
+            # Without failures the conventions are one and the same figure; it is computed once.
+            same = not probes.fta.any() and not (convention == "without_fta" and probes.withheld.any())
+            if convention != "headline" and same:
+                made[convention] = [replace(row, convention=convention) for row in made["headline"]]
+            else:
+                seen = headline if convention == "headline" else view(probes, convention, ranks)
+                made[convention] = attack_rows(
+                    seen,
+                    probes.layout,
+                    self.figures,
+                    done.thresholds,
+                    partial(self.named, replace(base, convention=convention)),
+                )
+            rows += made[convention]
+        drawn = attack_curves(headline, probes.layout, self.figures, replace(base, convention="headline"))
+        return rows, drawn, headline, check
+
+    def _mistrained(self, done: _Attack, headline: View, stock: Mapping[tuple[str, str], View]) -> _Check:
+        """A trained attacker that is beaten by the stock one on the same images (one-sided 97.5 %, paired) has not learnt."""
+        label, column = done.whose
+        attacker = next(e.attacker for e in self.entries if e.label == label)
+        if not isinstance(attacker, TrainedAttacker) or headline.chance is None or not done.check.trusted:
+            return done.check
+        parts = self.recognizers if column == PIXELS else column.split("+")
+        rivals = [(p, stock[attacker.gallery, p]) for p in parts if (attacker.gallery, p) in stock]
+        if not rivals:
+            return done.check
+        name, rival = max(rivals, key=lambda r: _rank1(r[1]))
+        both = np.column_stack([headline.hits[:, 0], rival.hits[:, 0]])
+        replicates = intervals.ratio_replicates(both, headline.tried, self.figures.draws)
+        difference = replicates[:, 0] - replicates[:, 1]
+        known = difference[~np.isnan(difference)]
+        if not len(known) or np.quantile(known, 0.975) >= 0:
+            return done.check
+        said = f"mis-trained: weaker than the stock recogniser {name} on the same images"
+        return _Check(False, f"{said} ({_rank1(headline):.3f} against {_rank1(rival):.3f})")
+
+    # -- groups ------------------------------------------------------------------------------------------------
+    def _groups(self, contenders: list[tuple[str, str, View]], worst: Row) -> list[Row]:
+        """Rates per group of persons under the strongest attack."""
+        mated = [c for c in contenders if c[2].chance is not None]
+        if not mated:
+            return []
+        label, column, strongest = max(mated, key=lambda c: _rank1(c[2]))
+        base = replace(
+            self.blank,
+            attacker=label,
+            recognizer=column,
+            convention="headline",
+            comparison=worst.comparison,
+            n_failed=worst.n_failed,
+            n_fta=worst.n_fta,
+        )
+        layout, groups = self.layout, fairness.person_groups(self.clear, self.layout.persons)
+        withheld = self.anonymised.withheld[layout.probes]
+        return fairness.rows(
+            base,
+            strongest.hits[:, 0],
+            strongest.tried,
+            self.layout.persons,
+            groups,
+            self.protocol,
+            guesses=strongest.guesses,
+            failed=intervals.per_person(layout.probe_person, withheld, len(layout.persons)),
+            fta=intervals.per_person(layout.probe_person, self.anonymised.fta[layout.probes] & ~withheld, len(layout.persons)),
+        )
+
+
+def _rank1(seen: View) -> float:
+    return float(rates(seen.hits, seen.tried)[0]) if seen.chance is not None else float("nan")
+
+
+def _bare(attempt: Attempt) -> Table:
+    """The held-out persons' images as a table without columns."""
+    n = len(attempt.held_out_ids)
+    known = np.zeros(n, np.bool_)
+    return Table("held out", "", attempt.held_out_ids, attempt.held_out_subjects, np.full(n, "ok"), withheld=known, fta=known)
+
+
+def _held_out_rank1(attacker: TrainedAttacker, attempt: Attempt, protocol: Protocol) -> float:
+    """Rank-1 among the held-out persons, on whom nothing was learnt; NaN where none of them has two images."""
+    table = _bare(attempt)
+    layout = lay_out(table.ids, table.subjects, replace(protocol, comparison="leave-one-out"))
+    return _rank1(view(attack(attacker, attempt.held_out_gallery, attempt.held_out_probes, table, layout), "headline", 1))
+
+
+def _sanity(clear: Probes, figures: Figures) -> _Check:
+    from deidbench.metrics.reid import verification
+
+    protocol = figures.protocol
+    seen = view(clear, "headline", 1)
+    failed = []
+    if seen.chance is None:
+        failed.append(NO_MATES)
+    else:
+        rank1, guess = _rank1(seen), float(seen.chance[0])
+        interval = figures.rates(seen.hits, seen.tried, "person bootstrap")[0]
+        if rank1 < protocol.min_clear_rank1:
+            failed.append(f"clear rank-1 {rank1:.3f} is below {protocol.min_clear_rank1:g}")
+        if interval.lo is None:
+            failed.append(f"clear rank-1 cannot be told from chance ({interval.reason})")
+        elif interval.lo <= guess:
+            failed.append(f"clear rank-1 {rank1:.3f} [{interval.lo:.3f}, {interval.hi:.3f}] is not above chance {guess:.3f}")
+    streamed, pairs = seen.streamed, seen.pairs
+    if pairs is not None and len(pairs.genuine) and len(pairs.impostor):
+        errors = [verification.eer(pairs.genuine, pairs.impostor).value]
+    elif pairs is None and streamed is not None and streamed.genuine.total and streamed.impostor.total:
+        errors = [streamed.eer().value]
+    else:
+        errors = []
+        failed.append("clear EER needs genuine and impostor pairs")
+    for error in errors:
+        if error > protocol.max_clear_eer:
+            failed.append(f"clear EER {error:.3f} is above {protocol.max_clear_eer:g}")
+    return _Check(not failed, f"untrusted, attacker sanity check failed: {', '.join(failed)}" if failed else "")
