@@ -43,7 +43,7 @@ def cli() -> None:
 
     \b
     deidbench run demo                            compare built-in methods on the bundled faces
-    deidbench run deidbench-v1 --data FOLDER      the same on your own images (one sub-folder per person)
+    deidbench run deidbench-v2 --data FOLDER      the same on your own images (one sub-folder per person)
     deidbench report results/demo                 write its tables, figures and page again
     deidbench anonymize IN OUT --method blur      anonymise files or folders
     deidbench train ganonymization --data FOLDER  train a generator of your own
