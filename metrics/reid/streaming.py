@@ -10,8 +10,8 @@ Every pair of a probe and a gallery image is scored once, in tiles, and a tile l
 Scores are those of :func:`deidbench.metrics.reid.base.cosine`, bit for bit: embeddings on a grid of 2**-26, whose float64
 products and partial sums are exact in any order, rounded to the score grid.  Hence nothing depends on tiles, threads, BLAS
 or on how the work was cut into parts, and every figure equals the one that the full matrix gives.  Float32 products would
-take half the time, but leave a score on the neighbouring level now and then (about 1 % of pairs), differently on every
-machine.  Embeddings on a grid of 2**-11 would make float32 products exact, but move scores by 2e-4, thirteen levels.
+take half the time, but leave a score on the neighbouring level now and then, differently on every
+machine.  Embeddings on a grid of 2**-11 would make float32 products exact, but move scores by some 2e-4 (0.29 * 2**-11 from either row), thirteen levels.
 
 States add up (:meth:`Mates.merge`, :meth:`Others.merge`): parts of the probes and of the gallery may be done at different
 times and places.  All mates come first, because the best mate decides what is counted.
@@ -42,8 +42,7 @@ LEVELS = 2 * TOP + 1
 COARSE = 64
 COARSE_LEVELS = (LEVELS - 1) // COARSE + 1
 #: Probes by gallery images of a tile.  255 * 8 columns: eight counts of one byte each are added up in one word.
-#: Measured (2 cores, 33 MiB of L3, 512 columns): a tile in float64 with its operands stays in L3, and the product runs at
-#: its best rate.
+#: 8 MiB in float64, which a shared L3 of some 30 MiB holds for each of two threads.
 TILE = (512, 2040)
 #: Probes and gallery images of consecutive persons that are scored together to find mates.
 _MATES = 128
