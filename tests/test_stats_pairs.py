@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deidbench.stats import intervals, pairs, roc
+from deidbench.stats import calibration, intervals, linkability, pairs, roc
 
 
 def make(persons, images, seed, levels=None):
@@ -146,3 +146,131 @@ def test_nearly_all_failed_is_exact_too(share):
     eer = pairs.bootstrap_eer(p, draws)
     for b, row in enumerate(draws.astype(float)):
         assert eer[b] == pytest.approx(roc.eer(*written_out(p, row)).value, abs=1e-12)
+
+
+SHAPES = [(6, 4, None), (6, 4, 2), (3, 2, 1), (12, 5, 8), (25, 3, None)]
+
+
+@pytest.mark.parametrize(("persons", "images", "levels"), SHAPES)
+def test_histograms_equal_the_resample_written_out(persons, images, levels):
+    p = make(persons, images, persons, levels)
+    p.genuine[:3] = -np.inf
+    p.impostor[::7] = -np.inf
+    edges = np.r_[np.unique(p.genuine[3:40:4]).astype(float), 90.0]  # on scores, and beyond all
+    draws = intervals.person_draws(names(persons), 30, 0)
+    found = pairs.bootstrap_binned(p, draws, edges)
+    assert found.genuine.shape == found.impostor.shape == (30, len(edges) + 1)
+    for b, row in enumerate(draws.astype(float)):
+        for counts, scores in zip(found, written_out(p, row), strict=True):
+            under = [(scores < edge).sum() for edge in edges]
+            expected = np.diff([0, *under, len(scores)])
+            np.testing.assert_array_equal(counts[b], expected)
+
+
+def test_edges_between_two_float32_are_not_rounded_down():
+    p = make(4, 2, 0)
+    edge = float(np.sort(p.impostor)[20]) + 1e-12  # rounds to the median itself
+    found = pairs.bootstrap_binned(p, np.ones((1, 4), np.uint8), [edge])
+    assert found.impostor[0, 1] == (p.impostor.astype(float) >= edge).sum() < (p.impostor >= np.float32(edge)).sum()
+
+
+@pytest.mark.parametrize(("columns", "block", "exact32"), [(1, 1 << 24, 1 << 24), (20, 50, 1 << 24), (40, 1 << 24, 100)])
+def test_blocks_and_precision_change_nothing(monkeypatch, columns, block, exact32):
+    p = make(13, 4, 2)
+    draws = intervals.person_draws(names(13), 40, 0)
+    whole = pairs.bootstrap_all(p, draws)
+    monkeypatch.setattr(pairs, "_COLUMNS", columns)
+    monkeypatch.setattr(pairs, "_BLOCK", block)
+    monkeypatch.setattr(pairs, "_EXACT32", exact32)
+    assert len(list(pairs._blocks(13))) > 1
+    for a, b in zip(whole, pairs.bootstrap_all(p, draws), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_blocks_number_the_pairs_of_persons():
+    found = [(i, j) for i in range(13) for j in range(i + 1, 13)]
+    at = 0
+    for block in pairs._blocks(13):
+        for k in range(block.columns):
+            i, j = found[at + k]
+            assert block.start <= i < block.stop
+            assert block.column(i) + j == k
+        at += block.columns
+    assert at == len(found)
+
+
+@pytest.mark.parametrize(("persons", "images", "levels"), SHAPES)
+def test_d_sys_equals_the_resample_written_out(persons, images, levels):
+    p = make(persons, images, persons, levels)
+    p.impostor[::7] = -np.inf
+    draws = intervals.person_draws(names(persons), 40, 0)
+    bins, omega = 9, 0.5
+    found = pairs.bootstrap_d_sys(p, draws, bins, omega)
+    finite = np.r_[p.genuine, p.impostor][np.r_[p.genuine, p.impostor] > -np.inf].astype(float)
+    lower = np.linspace(finite.min(), finite.max(), bins + 1)[:-1]  # of the sample, not of the replicate
+    for b, row in enumerate(draws.astype(float)):
+        genuine, impostor = written_out(p, row)
+        if not len(impostor):
+            assert np.isnan(found[b])
+            continue
+        share = [np.bincount((x[:, None] >= lower).sum(1), minlength=bins + 1) / len(x) for x in (genuine, impostor)]
+        expected = sum(g * max(omega * g - i, 0) / (omega * g + i) for g, i in zip(*share, strict=True) if g)
+        assert found[b] == pytest.approx(expected, abs=1e-12)
+
+
+def test_cllr_min_is_near_the_resample_written_out():
+    """Exact where the bins hold one score each, within 2e-3 in each replicate and 5e-4 in the ends of an interval else."""
+    for p, tolerance in ((make(12, 5, 3, levels=8), 1e-12), (make(30, 6, 3), 3e-3)):
+        persons = p.genuine_person.max() + 1
+        draws = intervals.person_draws(names(persons), 200, 0)
+        found = pairs.bootstrap_cllr_min(p, draws)
+        exact = np.array([calibration.cllr_min(*written_out(p, row)) for row in draws.astype(float)])
+        assert np.abs(found - exact).max() < tolerance
+        ends = np.quantile(exact, [0.025, 0.975])
+        assert np.abs(ends - np.quantile(found, [0.025, 0.975])).max() < 1e-3 < np.ptp(ends) / 20
+
+
+@pytest.mark.parametrize(("persons", "images", "levels"), [(12, 5, 8), (25, 3, None), (110, 3, None)])
+def test_all_figures_together_equal_each_alone(persons, images, levels):
+    p = make(persons, images, 1, levels)
+    p.impostor[::50] = -np.inf
+    draws = intervals.person_draws(names(persons), 50, 0)
+    whole = pairs.bootstrap_all(p, draws)
+    np.testing.assert_array_equal(whole.eer, pairs.bootstrap_eer(p, draws))
+    np.testing.assert_array_equal(whole.auc, pairs.bootstrap_auc(p, draws))
+    np.testing.assert_array_equal(whole.cllr_min, pairs.bootstrap_cllr_min(p, draws))
+    np.testing.assert_array_equal(whole.d_sys, pairs.bootstrap_d_sys(p, draws))
+    # One draw of everybody is the sample.
+    one = pairs.bootstrap_all(p, np.ones((1, persons), np.uint8))
+    assert one.eer[0] == roc.eer(p.genuine, p.impostor).value
+    assert one.auc[0] == pytest.approx(roc.auc(p.genuine, p.impostor), abs=1e-12)
+    assert one.cllr_min[0] == pytest.approx(calibration.cllr_min(p.genuine, p.impostor), abs=1e-12)
+    assert one.d_sys[0] == pytest.approx(linkability.d_sys(p.genuine, p.impostor).value, abs=1e-12)
+
+
+def test_all_figures_of_constant_separated_and_empty_samples():
+    draws = intervals.person_draws(names(8), 100, 0)
+    for values, expected in (((0.5, 0.5), (0.5, 0.5, 1, 0)), ((-np.inf, -np.inf), (0.5, 0.5, 1, 0)), ((1, -1), (0, 1, 0, 1))):
+        p = make(8, 3, 1)
+        p.genuine[:], p.impostor[:] = values
+        for replicates, value in zip(pairs.bootstrap_all(p, draws), expected, strict=True):
+            assert set(replicates) == {value}
+    none = p._replace(genuine=p.genuine[:0], genuine_person=p.genuine_person[:0])
+    for replicates in pairs.bootstrap_all(none, draws):
+        assert replicates.shape == (100,)
+        assert np.isnan(replicates).all()
+
+
+def test_a_full_bin_is_divided_further(monkeypatch):
+    """Few persons with many images each: the crossing's bin holds more pairs than are worth looking at one by one."""
+    p = make(4, 60, 0)
+    draws = intervals.person_draws(names(4), 25, 0)
+    monkeypatch.setattr(pairs, "AUC_BINS", 8)
+    sizes, crossings = [], pairs._crossings
+    monkeypatch.setattr(pairs, "_crossings", lambda *args: sizes.append(len(args[0].impostor)) or crossings(*args))
+    eer = pairs.bootstrap_eer(p, draws)
+    assert len(sizes) > 1
+    for b, row in enumerate(draws.astype(float)):
+        genuine, impostor = written_out(p, row)
+        if len(impostor):
+            assert eer[b] == pytest.approx(roc.eer(genuine, impostor).value, abs=1e-12)

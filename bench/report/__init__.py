@@ -40,6 +40,7 @@ def write_report(
 
     from deidbench.records import read_run
     from deidbench.report import tables
+    from deidbench.report.details import attackers_table, detail_tables
     from deidbench.report.view import View, write_atomically
 
     folder = Path(folder)
@@ -51,16 +52,23 @@ def write_report(
             console.print(f"report: {text}", style="dim", markup=False, highlight=False)
 
     main = [tables.main_table(view, d) for d in view.datasets]
+    ladder = [t for d in view.datasets if (t := attackers_table(view, d)) is not None]
     if "csv" in formats:
         written.append(write_atomically(folder / "tables" / "main.csv", tables.csv_wide(main)))
+        if ladder:
+            written.append(write_atomically(folder / "tables" / "attackers.csv", tables.csv_wide(ladder)))
         written.append(write_atomically(folder / "tables" / "rows.csv", tables.csv_long(view.run.rows)))
     if "md" in formats:
         written.append(write_atomically(folder / "tables" / "main.md", tables.markdown(main)))
-        details = [t for d in view.datasets for t in tables.detail_tables(view, d)]
+        if ladder:
+            written.append(write_atomically(folder / "tables" / "attackers.md", tables.markdown(ladder)))
+        details = [t for d in view.datasets for t in detail_tables(view, d)]
         if details:
             written.append(write_atomically(folder / "tables" / "details.md", tables.markdown(details)))
     if "tex" in formats:
         written.append(write_atomically(folder / "tables" / "main.tex", tables.latex(main)))
+        if ladder:
+            written.append(write_atomically(folder / "tables" / "attackers.tex", tables.latex(ladder)))
     drawn = []
     if figures:
         from deidbench.report.reuse import figures as draw

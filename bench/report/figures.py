@@ -1,4 +1,4 @@
-"""The figures of a run: privacy-utility plane, CMC, DET, forest of rank-1, sample grid.
+"""The figures of a run: privacy-utility plane, forest of rank-1, ladder of attackers, CMC, DET, sample grid.
 
 Each function returns a :class:`Drawing`, or a sentence that says why there is nothing to draw.  Widths are in inches:
 3.4 is one column of a paper, 7.0 the page.  Files are the same to the byte for the same run and matplotlib: no dates,
@@ -490,8 +490,8 @@ def _probit(p: Array, low: float) -> Array:
     return np.array([_PROBIT.inv_cdf(v) for v in np.clip(p, low, 1 - low)])
 
 
-def _lines(view: View, dataset: str, curve: str, recognizer: str) -> dict[str, Array]:
-    """Method -> points (x, y, lo, hi) sorted by x, of the headline convention and the first attacker that has it."""
+def _lines(view: View, dataset: str, curve: str, attacker: str, recognizer: str) -> dict[str, Array]:
+    """Method -> points (x, y, lo, hi) sorted by x, of the headline convention and one attack."""
     c = view.run.curves
     if not len(c) or "curve" not in c.columns:
         return {}
@@ -502,13 +502,11 @@ def _lines(view: View, dataset: str, curve: str, recognizer: str) -> dict[str, A
     keep = (text("curve") == curve) & (text("dataset") == dataset)
     if "recognizer" in c.columns:
         keep &= text("recognizer") == recognizer
+    if "attacker" in c.columns:
+        keep &= text("attacker") == attacker
     if "convention" in c.columns:
         keep &= text("convention").isin(["", "headline"])
     chosen = c[keep]
-    if "attacker" in chosen.columns and len(chosen):
-        present = list(dict.fromkeys(chosen["attacker"].fillna("").astype(str)))
-        first = next((a for a in view.attackers if a in present), present[0])
-        chosen = chosen[chosen["attacker"].fillna("").astype(str) == first]
     out = {}
     for method, part in chosen.groupby("method", sort=False):
         columns = [
@@ -526,21 +524,29 @@ def _lines(view: View, dataset: str, curve: str, recognizer: str) -> dict[str, A
     return out
 
 
-def worst_recognizer(view: View, dataset: str, curve: str) -> str:
-    """The recogniser that is the worst case of most methods, among those that have this curve ("" where none has)."""
+def worst_attack(view: View, dataset: str, curve: str) -> tuple[str, str]:
+    """(attacker, recogniser) that is the worst case of most methods, among those that have this curve ("" where none has).
+
+    Where several tie for a method, each has a share of its vote; equal votes go to the first in the order of the tables.
+    """
     c = view.run.curves
-    if not len(c) or "curve" not in c.columns or "recognizer" not in c.columns:
-        return ""
+    if not len(c) or not {"curve", "dataset"} <= set(c.columns):
+        return "", ""
     mine = c[(c["curve"] == curve) & (c["dataset"] == dataset)]
-    have = list(dict.fromkeys(str(name) for name in mine["recognizer"].fillna("")))
-    votes = [
-        recognizer
-        for m in view.methods
-        if not m.control and (r := view.headline(dataset, m.label, WORST)) is not None
-        for _, recognizer in attained(r)
-    ]
-    have.sort(key=lambda n: view.recognizers.index(n) if n in view.recognizers else len(view.recognizers))
-    return max(have, key=votes.count) if have else ""
+    named = [mine[n].fillna("").astype(str) if n in mine.columns else [""] * len(mine) for n in ("attacker", "recognizer")]
+    have = list(dict.fromkeys(zip(*named, strict=True)))
+    votes = dict.fromkeys(have, 0.0)
+    for m in view.methods:
+        row = view.headline(dataset, m.label, WORST)
+        pairs = [p for p in attained(row) if p in votes] if row is not None and not m.control else []
+        for pair in pairs:
+            votes[pair] += 1 / len(pairs)
+
+    def place(names: Sequence[str], name: str) -> int:
+        return names.index(name) if name in names else len(names)
+
+    have.sort(key=lambda p: (place(view.attackers, p[0]), place(view.recognizers, p[1])))
+    return max(have, key=lambda p: round(votes[p], 9)) if have else ("", "")
 
 
 def _panels(view: View, lines: Mapping[str, Array]) -> list[tuple[str, list[Method]]]:
@@ -664,22 +670,34 @@ def _multiples(
     return figure
 
 
-def _curve_caption(view: View, dataset: str, what: str, recognizer: str, lines: Mapping[str, Array], bands: bool) -> str:
+def _curve_caption(
+    view: View, dataset: str, what: str, attack: tuple[str, str], lines: Mapping[str, Array], bands: bool
+) -> str:
     lost = [plain(m.label) for m in view.methods if m.label not in lines]
-    others = [r for r in view.recognizers if r != recognizer]
+    attacker, recognizer = attack
+    many = len(view.attackers) > 1
+    others = [r for r in view.recognizers if r != recognizer] + [a for a in view.attackers if a != attacker]
     return (
-        f"{what} on {plain(dataset)}, recogniser {plain(recognizer) or 'not named'}"
+        f"{what} on {plain(dataset)}, "
+        + (f"attacker {plain(attacker)}, " if many else "")
+        + f"recogniser {plain(recognizer) or 'not named'}"
         + (" (the worst case of most methods)" if others else "")
         + f", a panel per sweep, controls repeated for reference.{' Bands are intervals.' if bands else ''}"
         + (f" No curve for {listing(lost, 8)}." if lost else "")
-        + (f" Curves of {listing([plain(o) for o in others])} are in curves.parquet." if others else "")
-    )
+        + (
+            (" Curves of the other attacks are in curves.parquet." if many
+             else f" Curves of {listing([plain(o) for o in others])} are in curves.parquet.") if others else ""
+        )
+    )  # fmt: skip
 
 
-def cmc(view: View, dataset: str, width: float = COLUMN, recognizer: str | None = None) -> Drawing | str:
-    """Cumulative match characteristics: the share of probes whose person is among the best k matches."""
-    recognizer = worst_recognizer(view, dataset, "cmc") if recognizer is None else recognizer
-    lines = _lines(view, dataset, "cmc", recognizer)
+def cmc(view: View, dataset: str, width: float = COLUMN, attack: tuple[str, str] | None = None) -> Drawing | str:
+    """Cumulative match characteristics: the share of probes whose person is among the best k matches.
+
+    attack: (attacker, recogniser), that of :func:`worst_attack` where it is not given.
+    """
+    attack = worst_attack(view, dataset, "cmc") if attack is None else attack
+    lines = _lines(view, dataset, "cmc", *attack)
     if not lines:
         return "this run has no CMC curves"
     last = max(float(p[-1, 0]) for p in lines.values())
@@ -701,19 +719,17 @@ def cmc(view: View, dataset: str, width: float = COLUMN, recognizer: str | None 
         view, lines, width, "Rank k", "Identified at rank k or better [%]", lambda p: p, dress, square=False
     )  # fmt: skip
     bands = any(np.isfinite(p[:, 2:]).any() for p in lines.values())
-    caption = _curve_caption(
-        view, dataset, "Cumulative match characteristics (lower is more private)", recognizer, lines, bands
-    )
+    caption = _curve_caption(view, dataset, "Cumulative match characteristics (lower is more private)", attack, lines, bands)
     ends = [f"{plain(m.label)} {percent(float(lines[m.label][0, 1]))}" for m in view.methods if m.label in lines]
     return Drawing(
         figure, caption, f"Line plots of the identification rate over rank 1 to {last:g}. At the first rank: {', '.join(ends)}."
     )
 
 
-def det(view: View, dataset: str, width: float = COLUMN, recognizer: str | None = None) -> Drawing | str:
+def det(view: View, dataset: str, width: float = COLUMN, attack: tuple[str, str] | None = None) -> Drawing | str:
     """Detection error trade-off on normal-deviate axes (Martin et al. 1997): the further from the origin, the more private."""
-    recognizer = worst_recognizer(view, dataset, "det") if recognizer is None else recognizer
-    lines = _lines(view, dataset, "det", recognizer)
+    attack = worst_attack(view, dataset, "det") if attack is None else attack
+    lines = _lines(view, dataset, "det", *attack)
     if not lines:
         return "this run has no DET curves"
     low = 0.001
@@ -744,7 +760,7 @@ def det(view: View, dataset: str, width: float = COLUMN, recognizer: str | None 
         view,
         dataset,
         f"Detection error trade-off (further out is more private; dotted: chance; rates below {percent(low)} lie outside)",
-        recognizer,
+        attack,
         lines,
         bands,
     )
@@ -758,20 +774,48 @@ def det(view: View, dataset: str, width: float = COLUMN, recognizer: str | None 
 
 
 # ------------------------------------------------------------------------------------------------------------- forest
+#: Colours of the forest's tracks: one more, so that eight attackers are told apart.
+_TRACKS = (*COLOURS, "#8a8a8a")
+
+
+def _readable(view: View, dataset: str) -> list[str]:
+    """The attackers that a forest can show: at most eight of those with figures, by how often they are the worst case."""
+    wins = dict.fromkeys(view.attackers, 0)
+    shown = set()
+    for m in view.methods:
+        row = view.headline(dataset, m.label, WORST)
+        for attacker in {a for a, _ in attained(row)} if row is not None and row.value is not None else ():
+            wins[attacker] = wins.get(attacker, 0) + 1
+        for a in view.attackers:
+            r = view.strongest(dataset, m.label, a)
+            if r is not None and r.value is not None:
+                shown.add(a)
+    best = sorted((a for a in view.attackers if a in shown), key=lambda a: -wins[a])[: len(_TRACKS)]
+    return [a for a in view.attackers if a in best]
+
+
 def forest(view: View, dataset: str, width: float = COLUMN) -> Drawing | str:
-    """Rank-1 of every recogniser and of the worst case, per method, with intervals and chance."""
+    """Rank-1 of every attacker (of every recogniser, where there is one attacker) and the worst case, with intervals and chance."""
     from matplotlib.lines import Line2D
 
-    keys = [k for k in view.keys(dataset) if k.metric == RANK1 and k.convention in ("", "headline")]
     several = len(view.attackers) > 1
-    names = [", ".join(p for p in ((k.attacker if several else ""), k.recognizer) if p) or "rank-1" for k in keys]
+    tracks_: list[tuple[str, Callable[[str], Row | None]]] = []
+    left_out: list[str] = []
+    if several:
+        for a in _readable(view, dataset):
+            tracks_.append((a, lambda label, a=a: view.strongest(dataset, label, a)))  # type: ignore[misc]
+        left_out = [plain(a) for a in view.attackers if a not in {name for name, _ in tracks_}]
+    else:
+        keys = [k for k in view.keys(dataset) if k.metric == RANK1 and k.convention in ("", "headline")]
+        tracks_ = [(k.recognizer or "rank-1", lambda label, k=k: view.of(dataset, label).get(k)) for k in keys]  # type: ignore[misc]
+    names = [name for name, _ in tracks_]
     has_worst = any(view.headline(dataset, m.label, WORST) for m in view.methods)
-    if not keys and not has_worst:
+    if not tracks_ and not has_worst:
         return "this run has no rank-1 figures"
     wide = width > 5
     methods = view.methods
     labels = [shorten(m.label, 30 if wide else 20) for m in methods]
-    tracks = len(keys) + has_worst
+    tracks = len(tracks_) + has_worst
     pitch = max(0.19, 0.055 * tracks + 0.075)
     left = 0.16 + max(map(len, labels)) * 0.56 * 6.8 / 72
     right = 1.25 if wide and has_worst else 0.12
@@ -808,12 +852,12 @@ def forest(view: View, dataset: str, width: float = COLUMN) -> Drawing | str:
     offsets = (np.arange(tracks) - (tracks - 1) / 2) * 0.74 / max(tracks, 1)
     hollow = gone = False
     for t in range(tracks):
-        is_worst = t == len(keys)
-        colour = INK if is_worst else COLOURS[t % len(COLOURS)]
+        is_worst = t == len(tracks_)
+        colour = INK if is_worst else _TRACKS[t % len(_TRACKS)]
         marker = "D" if is_worst else MARKERS[t % len(MARKERS)]
         shown: list[tuple[float, float, Row]] = []
         for i, m in enumerate(methods):
-            row = view.headline(dataset, m.label, WORST) if is_worst else view.of(dataset, m.label).get(keys[t])
+            row = view.headline(dataset, m.label, WORST) if is_worst else tracks_[t][1](m.label)
             if row is None or row.value is None:
                 gone = True
                 if is_worst or not has_worst:
@@ -843,15 +887,16 @@ def forest(view: View, dataset: str, width: float = COLUMN) -> Drawing | str:
     if has_worst and wide:
         ax.annotate("worst case", (1.0, 1.0), xycoords="axes fraction", xytext=(6, 2), textcoords="offset points", fontsize=6, color=GREY, va="bottom", annotation_clip=False)  # fmt: skip
     handles = [
-        Line2D([], [], color=COLOURS[t % len(COLOURS)], marker=MARKERS[t % len(MARKERS)], ms=3.2, lw=0.8)
-        for t in range(len(keys))
+        Line2D([], [], color=_TRACKS[t % len(_TRACKS)], marker=MARKERS[t % len(MARKERS)], ms=3.2, lw=0.8)
+        for t in range(len(tracks_))
     ]
     if has_worst:
         handles.append(Line2D([], [], color=INK, marker="D", ms=3.6, lw=0.8))
     _legend(figure, handles, legend_names)
     caption = (
-        f"Rank-1 re-identification on {plain(dataset)} per method and recogniser. Bars are intervals; the dotted line is chance."
-        + (" Hollow markers: the attacker failed its sanity check." if hollow else "")
+        f"Rank-1 re-identification on {plain(dataset)} per method and {'attacker (its strongest recogniser)' if several else 'recogniser'}. Bars are intervals; the dotted line is chance."
+        + (f" Hollow markers: the attacker failed its sanity check{' or is mis-trained' if several else ''}." if hollow else "")
+        + (f" Not shown: {listing(left_out, 9)}; the ladder and the tables have all attackers." if left_out else "")
         + (" Methods without a value have no marker; the table says why." if gone else "")
     )
     words = []
@@ -860,6 +905,137 @@ def forest(view: View, dataset: str, width: float = COLUMN) -> Drawing | str:
         if row is not None:
             words.append(f"{plain(m.label)} {number(row.value, row.unit) + ' %' if row.value is not None else 'no value'}")
     return Drawing(figure, caption, f"Dot plot with intervals. Worst case: {', '.join(words)}.")
+
+
+# ------------------------------------------------------------------------------------------------------------- ladder
+def ladder(view: View, dataset: str, width: float = COLUMN) -> Drawing | str:
+    """Heat map of methods by attackers: rank-1 of each attacker's strongest recogniser, written into the cells."""
+    import matplotlib as mpl
+    from matplotlib.patches import Rectangle
+
+    from deidbench.report.details import best_attacks
+
+    attackers = view.attackers
+    found = {(m.label, a): view.strongest(dataset, m.label, a) for m in view.methods for a in attackers}
+    if len(attackers) < 2:
+        return "this run has one attacker only"
+    if all(r is None or r.value is None for r in found.values()):
+        return "no attacker has a rank-1 figure"
+    wide = width > 5
+    methods = view.methods
+    labels = [shorten(m.label, 30 if wide else 18) for m in methods]
+    heads = [shorten(a, 24 if wide else 16) for a in attackers]
+    size = 6.8 if wide else 6.2
+    left = 0.12 + max(map(len, labels)) * 0.58 * size / 72
+    gap = 0.08  # between attackers that learn nothing and those that do
+    learns = {k.label: bool(k.trained) for k in view.knowledge}
+    split = next((i for i, a in enumerate(attackers) if learns.get(a)), 0)
+    cw = min((width - left - 0.1 - (gap if split else 0)) / len(attackers), 0.75 if wide else 0.62)
+    ch = 0.235 if wide else 0.2
+    # Headings lie flat where they fit, else they lean.
+    flat = max(map(len, heads)) * 0.58 * size / 72 < cw
+    top = (0.2 if flat else 0.1 + max(map(len, heads)) * 0.58 * size / 72 * 0.71 + 0.1) + (0.17 if split else 0.0)
+    right = 0.1 if flat else max(0.1, max(map(len, heads)) * 0.58 * size / 72 * 0.71 - cw / 2)
+    cw = min(cw, (width - left - right - (gap if split else 0)) / len(attackers))
+    below = 0.52
+    height = top + ch * len(methods) + below
+    figure = _figure(width, height)
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.set_axis_off()
+    ax.set_xlim(0, width)
+    ax.set_ylim(height, 0)
+    colours = mpl.colormaps["YlGnBu"]
+
+    def across(j: int) -> float:
+        return left + j * cw + (gap if split and j >= split else 0.0)
+
+    for j, head in enumerate(heads):
+        x = across(j) + cw / 2
+        if flat:
+            ax.text(x, top - 0.05, head, fontsize=size, ha="center", va="bottom")
+        else:
+            ax.text(x - 0.04, top - 0.04, head, fontsize=size, ha="left", va="bottom", rotation=45, rotation_mode="anchor")
+    if split:
+        for start, stop, text in ((0, split, "learn nothing"), (split, len(attackers), "learn from other persons")):
+            x0, x1 = across(start), across(stop - 1) + cw
+            room = int((x1 - x0) / (0.56 * (size - 0.6) / 72))
+            text = text if len(text) <= room else {"learn nothing": "untrained"}.get(text, "trained")
+            ax.plot([x0 + 0.01, x1 - 0.01], [0.16, 0.16], color=GREY, lw=0.6)
+            ax.text((x0 + x1) / 2, 0.13, text, fontsize=size - 0.6, color=GREY, ha="center", va="bottom")
+    doubted = absent = False
+    words = []
+    digits = 1 if cw > 5.4 * 0.6 * size / 72 else 0
+    for i, m in enumerate(methods):
+        y = top + i * ch
+        ax.text(left - 0.06, y + ch / 2, labels[i], fontsize=size, ha="right", va="center", color=GREY if m.control else INK)
+        best = best_attacks(view, dataset, m.label)
+        said = []
+        for j, a in enumerate(attackers):
+            row, x = found[m.label, a], across(j)
+            if row is None or row.value is None:
+                absent = True
+                ax.add_patch(Rectangle((x, y), cw, ch, fc="#ececec", ec="#b0b0b0", hatch="//////", lw=0))
+                ax.add_patch(Rectangle((x, y), cw, ch, fc="none", ec="white", lw=0.9))
+                continue
+            colour = colours(0.04 + 0.92 * row.value)
+            red, green, blue = (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in colour[:3])
+            light = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+            ax.add_patch(Rectangle((x, y), cw, ch, fc=colour, ec="white", lw=0.9))
+            text = f"{100 * row.value:.{digits}f}"
+            doubted |= not row.trusted
+            ax.text(
+                x + cw / 2, y + ch / 2, text if row.trusted else f"({text})", fontsize=size, ha="center", va="center_baseline",
+                color="white" if light < 0.3 else INK, fontweight="normal",
+            )  # fmt: skip
+            if a in best and len(best) < len(attackers):
+                inset = 0.014
+                ax.add_patch(
+                    Rectangle(
+                        (x + inset, y + inset), cw - 2 * inset, ch - 2 * inset, fc="none", ec=INK if light >= 0.3 else "white",
+                        lw=0.9, zorder=3,
+                    )
+                )  # fmt: skip
+            said.append(f"{plain(a)} {percent(row.value)}{'' if row.trusted else ' (not trusted)'}")
+        if said:
+            words.append(f"{plain(m.label)}: {', '.join(said)}")
+    chance = view.chance(dataset, RANK1)
+    # The scale, with chance on it.
+    x0, x1 = across(0), across(len(attackers) - 1) + cw
+    y = top + ch * len(methods) + 0.13
+    ramp = np.linspace(0, 1, 256)[None]
+    ax.imshow(
+        ramp,
+        extent=(x0, x1, y + 0.08, y),
+        aspect="auto",
+        cmap=mpl.colors.ListedColormap(colours(0.04 + 0.92 * ramp[0])),
+        zorder=1,
+    )
+    ax.set_xlim(0, width)
+    ax.set_ylim(height, 0)
+    for v in (0, 0.25, 0.5, 0.75, 1):
+        ax.text(x0 + (x1 - x0) * v, y + 0.1, f"{100 * v:g}", fontsize=size - 0.7, color=INK, ha="center", va="top")
+    if chance:
+        at = x0 + (x1 - x0) * (chance[0] + chance[1]) / 2
+        ax.plot([at, at], [y - 0.025, y + 0.105], color=COLOURS[1], lw=1.1, zorder=3)
+        ax.text(
+            at, y - 0.03, "chance", fontsize=size - 0.9, color=COLOURS[1], ha="left" if at < x0 + 0.2 else "center", va="bottom"
+        )
+    ax.text(
+        (x0 + x1) / 2, y + 0.23, "Rank-1 re-identification [%]  (lower is more private)", fontsize=size, ha="center", va="top"
+    )
+    guess = ""
+    if chance:
+        low, high = percent(chance[0]), percent(chance[1])
+        guess = f" Chance is {low if low == high else f'{low} to {high}'}."
+    caption = (
+        f"What each attacker reaches on {plain(dataset)}: rank-1 re-identification in % with its strongest recogniser. "
+        f"Framed: the strongest attack on a method.{guess}"
+        + (" In brackets: the attacker is mis-trained or failed its sanity check." if doubted else "")
+        + (" Hatched: not carried out, or no figure; the table of attackers says why." if absent else "")
+    )
+    return Drawing(
+        figure, caption, f"Heat map of {len(methods)} methods by {len(attackers)} attackers. {'; '.join(words)}.{guess}"
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- sample grid
@@ -883,6 +1059,7 @@ _STATUS_WORDS = {
     "no_landmarks": "no landmarks",
     "failed": "failed",
     "passthrough": "pass-through",
+    "copy": "another image",
     "fta": "FTA",
 }
 
@@ -1038,6 +1215,11 @@ def draw_all(view: View, folder: Path, y: str = SSIM, say: Callable[[str], None]
         jobs += [
             (f"plane{suffix}", f"Privacy and utility{where}", lambda w, d=dataset: privacy_utility(view, d, w, y)),  # type: ignore[misc]
             (f"forest{suffix}", f"Re-identification per method{where}", lambda w, d=dataset: forest(view, d, w)),  # type: ignore[misc]
+            *(
+                [(f"ladder{suffix}", f"Attackers of rising knowledge{where}", lambda w, d=dataset: ladder(view, d, w))]  # type: ignore[misc]
+                if len(view.attackers) > 1
+                else []
+            ),
             (f"cmc{suffix}", f"Identification (CMC){where}", lambda w, d=dataset: cmc(view, d, w)),  # type: ignore[misc]
             (f"det{suffix}", f"Verification (DET){where}", lambda w, d=dataset: det(view, d, w)),  # type: ignore[misc]
         ]

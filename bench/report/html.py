@@ -16,9 +16,10 @@ from typing import Any
 from urllib.parse import quote
 
 from deidbench.records import CONVENTIONS
+from deidbench.report.details import attackers_table, detail_tables
 from deidbench.report.figures import Saved
-from deidbench.report.tables import Table, detail_tables, groups, headlines, main_table, sentence, warnings
-from deidbench.report.view import CONVENTION_WORDS, View, arrow, counted, percent, plain, spoken
+from deidbench.report.tables import Table, groups, headlines, main_table, sentence, warnings
+from deidbench.report.view import CONVENTION_WORDS, View, arrow, counted, listing, percent, plain, spoken
 
 #: Sorts the table whose heading was clicked; numbers by value, cells without one last.  No library.
 _SCRIPT = """
@@ -43,16 +44,21 @@ for (const button of document.querySelectorAll('th button')) {
 """
 
 #: Parts of the run record that have a place of their own on the page; the others are listed under provenance.
-_PLACED = ("schema", "protocol", "dataset", "methods", "recognizers", "metrics", "environment", "timings", "suite")
+_PLACED = ("schema", "protocol", "dataset", "attackers", "methods", "recognizers", "metrics", "environment", "timings", "suite")
 
-_STATUSES = ("ok", "passthrough", "no_face", "no_landmarks", "failed")
+_STATUSES = ("ok", "passthrough", "copy", "no_face", "no_landmarks", "failed")
 _STATUS_WORDS = {
     "ok": "Anonymised",
     "passthrough": "Pass-through",
+    "copy": "Copy",
     "no_face": "No face",
     "no_landmarks": "No landmarks",
     "failed": "Failed",
 }
+
+
+#: Reasons for missing intervals that the page lists one by one.
+_REASONS = 12
 
 
 @dataclass(frozen=True)
@@ -152,22 +158,29 @@ def _interval_methods(view: View) -> list[tuple[str, str]]:
 
 def _missing_intervals(view: View) -> list[tuple[str, int]]:
     said = Counter(plain(r.ci_reason) for r in view.rows if r.ci_reason and r.lo is None and r.hi is None)
-    return said.most_common()
+    most = said.most_common(_REASONS)
+    rest = said.total() - sum(n for _, n in most)
+    return [*most, *([(f"{counted(len(said) - _REASONS, 'further reason')} (rows.csv has them)", rest)] if rest else [])]
 
 
 def _protocol(view: View, dataset: str) -> list[tuple[str, str]]:
     protocol = dict(view.entry("protocol"))
     protocol.pop("deviations", None)
     out: list[tuple[str, str]] = []
-    out += [(f"Attacker: {plain(a)}", view.knows(a)) for a in view.attackers]
     out += [("Comparison", plain(c)) for c in view.comparisons or [str(protocol.get("comparison", "not stated"))]]
     used = {r.convention for r in view.rows if r.convention}
     out += [(f"Convention: {spoken(c)}", CONVENTION_WORDS[c]) for c in CONVENTIONS if c in used]
     if any(r.threshold is not None for r in view.rows):
+        own = any(k.gallery == "anonymised" for k in view.knowledge)
+        on = "clear impostors" + (
+            " (of attackers who enrol anonymised images: on impostors of attacker-train persons in the same condition)"
+            if own
+            else ""
+        )
         out.append(
             (
                 "Thresholds",
-                "fixed beforehand on clear impostors for each stated FMR; the FMR that they really gave stands with each figure",
+                f"fixed beforehand on {on} for each stated rate; the rate that they really gave stands with each figure",
             )
         )
     floor = (
@@ -181,6 +194,43 @@ def _protocol(view: View, dataset: str) -> list[tuple[str, str]]:
     placed = ("comparison", "min_clear_rank1", "max_clear_eer")
     out += [(spoken(k)[:1].upper() + spoken(k)[1:], v) for k, v in flat({k: v for k, v in protocol.items() if k not in placed})]
     return out
+
+
+def _attackers(view: View) -> list[dict[str, Any]]:
+    """What each attacker has, knows and learns, in the order of the tables."""
+    out = []
+    for k in view.knowledge:
+        settings = [f"{plain(name)} {text}" for name, text in flat(k.params) if name]
+        out.append(
+            {
+                "label": plain(k.label) + (f" ({plain(k.name)})" if k.name and k.name != k.label else ""),
+                "knows": plain(k.knows),
+                "gallery": plain(k.gallery) or "–",
+                "learns": {True: "yes", False: "no", None: "–"}[k.trained],
+                "settings": ", ".join(settings) if k.params else "–",
+                "citation": plain(k.citation) or "–",
+                "missing": plain(k.missing),
+            }
+        )
+    return out
+
+
+def _learnt_from(view: View) -> str:
+    """Whose images the attackers learnt from, or why there were none; "" where no attacker learns."""
+    entry = view.entry("attackers")
+    if not any(k.trained or k.gallery == "anonymised" for k in view.knowledge):
+        return ""
+    images, persons = entry.get("n_images"), entry.get("n_persons")
+    if isinstance(images, int) and isinstance(persons, int) and images:
+        roles = entry.get("roles")
+        named = [plain(r) for r in roles] if isinstance(roles, list | tuple) else []
+        return (
+            "To learn, and to set thresholds in their own condition, attackers had "
+            f"{counted(images, 'image')} of {counted(persons, 'person')} of {plain(entry.get('dataset') or view.datasets[0])}"
+            f"{f' (role {listing(named)})' if named else ''}. None of these persons is evaluated."
+        )
+    why = plain(entry.get("reason") or "")
+    return f"No attacker could learn: {why or 'the run does not say why'}."
 
 
 def _is_number(value: Any) -> bool:
@@ -200,6 +250,7 @@ def _cited(view: View) -> list[dict[str, Any]]:
             seen.add(mark)
             out.append(_citation("Control" if m.control else "Method", m.group, m.info))
     out += [_citation("Recogniser", str(r.get("name", "")), r) for r in view.entries("recognizers")]
+    out += [_citation("Attacker", k.label, {"citation": k.citation}) for k in view.knowledge if k.citation]
     out += [_citation("Metric", str(r.get("name", "")), r) for r in view.entries("metrics")]
     return out
 
@@ -209,7 +260,7 @@ def _citation(kind: str, name: str, info: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "kind": kind,
         "name": plain(name),
-        "licence": plain(info.get("licence") or "") or ("" if kind == "Metric" else "not stated"),
+        "licence": plain(info.get("licence") or "") or ("" if kind in ("Metric", "Attacker") else "not stated"),
         "citation": plain(info.get("citation") or "") or "not stated",
         "trained": ", ".join(plain(t) for t in trained) if isinstance(trained, list | tuple) else "",
     }
@@ -263,11 +314,12 @@ def _table(table: Table) -> dict[str, Any]:
                     {
                         "text": c.text if c.text != "-" else "–",
                         "ci": c.ci,
-                        "extra": c.extra,
+                        "extra": c.extra.replace("-", "\u2011"),  # it may break at a blank, never inside a name
                         "marks": c.marks,
                         "value": "" if c.value is None else repr(float(c.value)),
                         "title": "; ".join(words[m] for m in c.marks),
                         "untrusted": c.row is not None and not c.row.trusted,
+                        "strong": c.strong,
                     }
                     for c in line.cells
                 ],
@@ -275,9 +327,22 @@ def _table(table: Table) -> dict[str, Any]:
         )
         previous = line.method.group
     return {
-        "title": table.title, "caption": table.caption, "tops": tops, "columns": table.columns, "lines": lines, "chance": table.chance,
+        "title": table.title, "head": table.head, "figures": sum(c.row is not None for x in table.lines for c in x.cells), "caption": table.caption, "tops": tops, "columns": table.columns, "lines": lines, "chance": table.chance,
         "footnotes": table.footnotes, "notes": [n for n in table.notes if not n.startswith("DEVIATION")], "two": any(c.sub for c in table.columns),
     }  # fmt: skip
+
+
+def _blocks(tables: Sequence[Table]) -> list[dict[str, Any]]:
+    """Neighbouring tables that are filed under one heading; those without a heading stand open, each for itself."""
+    out: list[dict[str, Any]] = []
+    for table in tables:
+        if not table.block or not out or out[-1]["block"] != table.block:
+            out.append({"block": table.block, "tables": []})
+        shown = _table(table)
+        # Within a block only what differs need be said: ", FTA as miss".
+        shown["within"] = table.title.removeprefix(table.block).strip(", ") or "headline"
+        out[-1]["tables"].append(shown)
+    return out
 
 
 def _downloads(folder: Path, files: Sequence[Path]) -> list[tuple[str, str, str]]:
@@ -322,7 +387,8 @@ def page(view: View, figures: Sequence[Saved], files: Sequence[Path], drawn: boo
                 "headlines": headlines(view, dataset),
                 "warnings": [w for w in warnings(view, dataset) if not w.startswith("Deviation")],
                 "main": _table(main_table(view, dataset)),
-                "details": [_table(t) for t in detail_tables(view, dataset)],
+                "ladder": _table(ladder) if (ladder := attackers_table(view, dataset)) is not None else None,
+                "blocks": _blocks(detail_tables(view, dataset)),
                 "sentences": [sentence(view, dataset, m) for m in view.methods],
             }
         )
@@ -340,7 +406,9 @@ def page(view: View, figures: Sequence[Saved], files: Sequence[Path], drawn: boo
         suite_name=plain(suite.get("name", "")),
         n_methods=sum(not m.control for m in view.methods),
         n_controls=sum(m.control for m in view.methods),
-        recognizers=[plain(r) for r in view.recognizers],
+        recognizers=[plain(r) for r in view.stock],
+        attackers=_attackers(view),
+        learnt_from=_learnt_from(view),
         finished=finished,
         version=version,
         commit=commit,

@@ -1,6 +1,6 @@
 """Rows to tables: one line per method with intervals, footnotes for everything that a bare number would hide.
 
-:func:`main_table` and :func:`detail_tables` build a :class:`Table`; the writers turn it into terminal output, CSV,
+:func:`main_table` and those of ``details`` build a :class:`Table`; the writers turn it into terminal output, CSV,
 Markdown and LaTeX.  Names that come from suites and plug-ins are escaped by each writer for its own format.
 """
 
@@ -10,13 +10,14 @@ import csv
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from deidbench.records import Row
 from deidbench.report.view import (
     CONVENTION_WORDS,
+    PIXELS,
     RANK1,
     SSIM,
     WORST,
@@ -30,9 +31,11 @@ from deidbench.report.view import (
     interval,
     level,
     listing,
+    mistrained,
     number,
     percent,
     plain,
+    remarks,
     spoken,
     unit_sign,
 )
@@ -61,7 +64,7 @@ _SUPERSCRIPT = dict(zip("abcdefghijklmnoprstuvwxyz", "ᵃᵇᶜᵈᵉᶠᵍʰⁱ
 
 
 _REALISED = "“at x”: the FMR in % that the fixed threshold really gave."
-_WHOSE = "In parentheses: whose figure the worst case is; an untrusted recogniser is no candidate."
+_WHOSE = "In parentheses: whose figure the worst case is (+ n: so many others tie); an untrusted or mis-trained attack is no candidate."
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Cell:
     marks: tuple[str, ...] = ()
     value: float | None = None
     row: Row | None = None
+    strong: bool = False
 
     @property
     def words(self) -> str:
@@ -83,7 +87,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """One column.  group: the quantity; sub: which recogniser, attacker, convention; name: for machines (CSV)."""
+    """One column.  group: the quantity; sub: which recogniser, attacker, convention; name: for machines (CSV).
+
+    whose: which recogniser a figure is from differs from line to line (CSV says it, and the row's note).
+    """
 
     name: str
     metric: str
@@ -92,6 +99,7 @@ class Column:
     unit: str = ""
     better: bool | None = None
     title: str = ""
+    whose: bool = False
 
     @property
     def heading(self) -> str:
@@ -109,7 +117,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns, one line per method, the line of chance (None where no row states one) and the notes below."""
+    """Columns, one line per method, the line of chance (None where no row states one) and the notes below.
+
+    kind: what tells the tables of a data set apart.  head: what a line stands for.  block: heading that the page files the
+    table under, folded away ("": it stands open).
+    """
 
     title: str
     dataset: str
@@ -119,6 +131,9 @@ class Table:
     footnotes: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     caption: str = ""
+    kind: str = ""
+    head: str = "Method"
+    block: str = ""
 
     def only(self, columns: Sequence[int]) -> Table:
         """The table with some of its columns, and only the footnotes that are still referred to."""
@@ -127,20 +142,18 @@ class Table:
         rows = [c.row for line in lines for c in line.cells if c.row is not None]
         fixed, worst = any(r.realised_fmr is not None for r in rows), any(r.metric == WORST for r in rows)
         notes = [n for n in self.notes if (fixed or n != _REALISED) and (worst or n != _WHOSE)]
-        return Table(
-            self.title,
-            self.dataset,
-            tuple(self.columns[i] for i in columns),
-            lines,
-            tuple(self.chance[i] for i in columns) if self.chance else None,
-            tuple(f for f in self.footnotes if f[0] in used),
-            tuple(notes),
-            self.caption,
+        return replace(
+            self,
+            columns=tuple(self.columns[i] for i in columns),
+            lines=lines,
+            chance=tuple(self.chance[i] for i in columns) if self.chance else None,
+            footnotes=tuple(f for f in self.footnotes if f[0] in used),
+            notes=tuple(notes),
         )
 
 
 @dataclass
-class _Notes:
+class Notes:
     """Footnotes in order of first use; the same text keeps its letter."""
 
     letters: dict[str, str] = field(default_factory=dict)
@@ -157,32 +170,51 @@ class _Notes:
 
 
 # --------------------------------------------------------------------------------------------------------------- build
-def _cell(row: Row | None, notes: _Notes, named: bool, attackers: int, recognizers: Sequence[str]) -> Cell:
-    """A figure as a cell.  named: say whose figure it is, out of so many attackers and these recognisers."""
+def whose(view: View, attacker: str, recognizer: str) -> str:
+    """An attack in a few letters: what goes without saying is left out."""
+    return ", ".join(
+        p for p in ((attacker if len(view.attackers) > 1 else ""), recognizer if recognizer != PIXELS else "") if p
+    )
+
+
+def _who(view: View, row: Row) -> str:
+    """Who attained a worst case, for the cell: ``(lda, sface)``, ``(all)``, ``(ignorant, sface + 2)``."""
+    pairs = attained(row)
+    candidates = {
+        (r.attacker, r.recognizer) for a in view.attackers for r in view.attacks(row.dataset, row.method, a)
+        if r.value is not None and r.trusted
+    }  # fmt: skip
+    if len(pairs) > 1 and set(pairs) == candidates:
+        return "(all)"
+    names = [whose(view, a, r) for a, r in pairs]
+    most = 2 if len(view.attackers) < 2 else 1  # the cell stays as narrow as with one attacker
+    if len(names) > most:
+        return f"({names[0]} + {len(names) - 1})"
+    return f"({' = '.join(names)})" if any(names) else ""
+
+
+def cell(row: Row | None, notes: Notes, extra: str = "", brief: bool = False) -> Cell:
+    """A figure as a cell.  extra: what stands behind it.  brief: remarks that do not touch its trust are left out."""
     if row is None:
         return Cell("-", marks=(notes.mark("not reported by this run"),))
+    if row.value is None:
+        return Cell("-", marks=(notes.mark(row.reason or "no value, and the run does not say why"),), row=row)
     marks: list[str] = []
-    extra = ""
-    if named and row.value is not None:
-        pairs = attained(row)
-        names = [", ".join(p for p in ((a if attackers > 1 else ""), r) if p) for a, r in pairs]
-        every = (
-            len(pairs) > 1 and {r for _, r in pairs} == set(recognizers) and len(pairs) == len(recognizers) * max(attackers, 1)
-        )
-        extra = "(all)" if every else f"({' = '.join(names)})" if any(names) else ""
     if row.realised_fmr is not None:
         extra = f"{extra} at {number(row.realised_fmr, 'rate')}".strip()
-    if not row.trusted:
-        why = row.note or "the attacker failed its own sanity check on clear images"
-        marks.append(notes.mark(why if why.startswith("untrusted") else f"untrusted: {why}"))
-    else:
-        # What the worst case was attained by stands in the cell, what taking a maximum adds stands below the table.
-        said = "; ".join(p for p in row.note.split("; ") if p and not p.startswith(("attained by", "taking the largest")))
-        if said:
-            marks.append(notes.mark(said))
-    if row.value is None:
-        marks.insert(0, notes.mark(row.reason or "no value, and the run does not say why"))
-        return Cell("-", marks=tuple(marks), row=row)
+    said = remarks(row)
+    if mistrained(row):
+        marks.append(notes.mark(said.pop(0)))
+    elif not row.trusted:
+        if said and said[0].startswith("untrusted"):
+            marks.append(notes.mark(said.pop(0)))
+        else:
+            why = "; ".join(said) or "the attacker failed its own sanity check on clear images"
+            marks.append(notes.mark(f"untrusted: {why}"))
+            said = []
+    # What the worst case was attained by stands in the cell, what taking a maximum adds stands below the table.
+    if said and not brief:
+        marks.append(notes.mark("; ".join(said)))
     if row.lo is None and row.hi is None:
         if row.ci_reason:
             marks.append(notes.mark(f"no interval: {row.ci_reason}"))
@@ -198,9 +230,10 @@ def _cell(row: Row | None, notes: _Notes, named: bool, attackers: int, recognize
     return Cell(number(row.value, row.unit), interval(row), extra, tuple(marks), row.value, row)
 
 
-def _sub(view: View, k: Key) -> str:
-    parts = []
-    if k.attacker and len(view.attackers) > 1:
+def sub_heading(view: View, k: Key, attacker: bool = True) -> str:
+    """What tells a column from the others of its quantity.  attacker: False where the table is about one attacker."""
+    parts = [k.label.replace("_", " ")] if k.label else []
+    if attacker and k.attacker and len(view.attackers) > 1:
         parts.append(k.attacker)
     if k.recognizer:
         parts.append(k.recognizer)
@@ -211,36 +244,43 @@ def _sub(view: View, k: Key) -> str:
     return ", ".join(parts)
 
 
-def _column(view: View, dataset: str, k: Key, sub: str, name: str) -> Column:
-    sample = next((r for r in view.rows if r.dataset == dataset and r.metric == k.metric), None)
-    unit = sample.unit if sample else ""
-    group = view.heading(k.metric)
-    if sample is not None and any(r.realised_fmr is not None for r in view.rows if r.metric == k.metric):
-        group += " (at realised FMR)"
+def column(view: View, dataset: str, k: Key, sub: str, name: str, of: str = "") -> Column:
+    """The column of a key.  of: whose figures, where the quantity alone does not say it."""
+    sample = view.sample(dataset, k.metric)
     return Column(
         name,
         k.metric,
-        group,
+        view.heading(k.metric) + (f", {of}" if of else "") + (" (at realised FMR)" if k.metric in view.fixed else ""),
         sub,
-        unit_sign(unit),
+        unit_sign(sample.unit if sample else ""),
         sample.higher_is_better if sample else None,
         view.title(k.metric) or k.metric,
     )
 
 
-def _name(k: Key) -> str:
-    parts = [p for p in (k.attacker, k.recognizer, k.convention if k.convention != "headline" else "", k.comparison) if p]
+def key_name(k: Key) -> str:
+    """A key for machines, e.g. ``reid.rank1[ignorant,sface,leave-one-out]``."""
+    parts = [
+        p for p in (k.attacker, k.recognizer, k.convention if k.convention != "headline" else "", k.comparison, k.label) if p
+    ]
     return f"{k.metric}[{','.join(parts)}]" if parts else k.metric
 
 
-def _pick(view: View, dataset: str) -> tuple[list[Key], list[Key]]:
-    """Keys of the main table and the others."""
+def pick(view: View, dataset: str) -> tuple[list[Key], list[Key]]:
+    """Keys of the main table and the others.  Of several attackers the main table has the first, and the worst case."""
     keys = view.keys(dataset)
-    main = [k for metric in MAIN for k in keys if k.metric == metric and k.convention in ("", "headline")]
-    return main, [k for k in keys if k not in main]
+    first = view.attackers[0] if view.attackers else ""
+    main = [
+        k for metric in MAIN for k in keys
+        if k.metric == metric and k.convention in ("", "headline") and (metric == WORST or k.attacker in ("", first))
+    ]  # fmt: skip
+    chosen = set(main)
+    return main, [k for k in keys if k not in chosen]
 
 
-def _chance(view: View, dataset: str, columns: Sequence[tuple[Column, Callable[[str], Row | None]]]) -> tuple[str, ...] | None:
+def chance_line(
+    view: View, dataset: str, columns: Sequence[tuple[Column, Callable[[str], Row | None]]]
+) -> tuple[str, ...] | None:
     cells = []
     for _, find in columns:
         rows = [r for m in view.methods if (r := find(m.label)) is not None and r.chance is not None]
@@ -256,18 +296,23 @@ def _chance(view: View, dataset: str, columns: Sequence[tuple[Column, Callable[[
     return tuple(cells) if any(cells) else None
 
 
-def _method_marks(view: View, method: Method, images: int, notes: _Notes) -> tuple[str, ...]:
+def method_marks(view: View, dataset: str, method: Method, notes: Notes) -> tuple[str, ...]:
+    """Marks of outputs that are inputs, or other images of the data set; where nothing is published the cells say so."""
+    if view.refused(dataset, method.label):
+        return ()
     marks = []
-    same = int(method.counts.get("passthrough", 0))
-    if same:
-        total = method.images
-        by_design = " (a control: by design)" if method.control else ": the output is the input, or nearly"
-        share = "all images" if same == total else f"{same} of {counted(total, 'image')}"
-        marks.append(notes.mark(f"passed through {share}{by_design}"))
+    for status, verb, what in (
+        ("passthrough", "passed through", "the output is the input, or nearly"),
+        ("copy", "gave out another image of the data set for", "the output is that image, or nearly"),
+    ):
+        same = int(method.counts.get(status, 0))
+        if same:
+            share = "all images" if same == method.images else f"{same} of {counted(method.images, 'image')}"
+            marks.append(notes.mark(f"{verb} {share}" + (" (a control: by design)" if method.control else f": {what}")))
     return tuple(marks)
 
 
-def _general(view: View, dataset: str, rows: Sequence[Row]) -> tuple[str, ...]:
+def general(view: View, dataset: str, rows: Sequence[Row]) -> tuple[str, ...]:
     """Notes that belong to the whole table: intervals, conventions, realised FMR, deviations."""
     out = []
     if any(r.lo is not None or r.hi is not None for r in rows):
@@ -279,6 +324,11 @@ def _general(view: View, dataset: str, rows: Sequence[Row]) -> tuple[str, ...]:
         out.append(f"Failures to acquire (FTA): {CONVENTION_WORDS['headline']}.")
     if any(r.realised_fmr is not None for r in rows):
         out.append(_REALISED)
+    bins = dict.fromkeys(m[1] for r in rows if r.metric == "reid.d_sys" and (m := re.search(r"(\d+) bins, omega = 1", r.note)))
+    if bins:
+        out.append(f"D_sys: {' or '.join(bins)} bins, omega = 1.")
+    if any("rank-1 per seed" in r.note for r in rows):
+        out.append("Trained attackers: the seed that did best on held-out persons; rows.csv has what every seed reached.")
     worst = [r for r in rows if r.metric == WORST and r.value is not None]
     if worst:
         out.append(_WHOSE)
@@ -291,7 +341,7 @@ def _general(view: View, dataset: str, rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(out)
 
 
-def _caption(view: View, dataset: str, lines: Sequence[Line]) -> str:
+def caption(view: View, dataset: str, lines: Sequence[Line]) -> str:
     protocol = view.entry("protocol")
     sizes = [view.sizes(dataset, line.method) for line in lines]
     images, persons = max((s[0] for s in sizes), default=0), max((s[1] for s in sizes), default=0)
@@ -311,18 +361,20 @@ def _caption(view: View, dataset: str, lines: Sequence[Line]) -> str:
 
 
 def main_table(view: View, dataset: str) -> Table:
-    """The wide table: worst case, rank-1 per recogniser, EER, TMR, FTA, withheld, SSIM, speed and counts."""
-    notes = _Notes()
-    picked, _ = _pick(view, dataset)
+    """The wide table: worst case, then of the first attacker rank-1 per recogniser, EER, TMR; FTA, SSIM, speed, counts."""
+    notes = Notes()
+    picked, _ = pick(view, dataset)
+    several = len(view.attackers) > 1
     columns: list[tuple[Column, Callable[[str], Row | None]]] = []
     worst = [k for k in picked if k.metric == WORST]
     if worst:
         # One worst case per method: which attacker and recogniser it was is part of the finding, not of the column.
-        column = _column(view, dataset, worst[0], "", WORST)
-        columns.append((column, partial(view.headline, dataset, metric=WORST)))
+        columns.append((column(view, dataset, worst[0], "", WORST), partial(view.headline, dataset, metric=WORST)))
     for k in picked:
         if k.metric != WORST:
-            columns.append((_column(view, dataset, k, _sub(view, k), _name(k)), partial(view.row, dataset, key=k)))
+            of = k.attacker if several else ""
+            head = column(view, dataset, k, sub_heading(view, k, attacker=False), key_name(k), of)
+            columns.append((head, partial(view.row, dataset, key=k)))
     counts = (
         Column("n_images", "counts", "Images", title="images in the denominator"),
         Column("n_persons", "counts", "Persons", title="persons in the denominator"),
@@ -331,14 +383,20 @@ def main_table(view: View, dataset: str) -> Table:
     lines = []
     for method in view.methods:
         sizes = view.sizes(dataset, method)
-        marks = _method_marks(view, method, sizes[0], notes)
-        cells = [
-            _cell(find(method.label), notes, c.metric == WORST, len(view.attackers), view.recognizers) for c, find in columns
-        ]
+        marks = method_marks(view, dataset, method, notes)
+        cells = []
+        for c, find in columns:
+            row = find(method.label)
+            named = row is not None and row.value is not None and c.metric == WORST
+            cells.append(cell(row, notes, _who(view, row) if named and row is not None else ""))
         cells += [Cell(str(n), value=float(n)) for n in sizes]
         lines.append(Line(method, marks, tuple(cells)))
-    chance = _chance(view, dataset, columns)
+    chance = chance_line(view, dataset, columns)
     rows = [c.row for line in lines for c in line.cells if c.row is not None]
+    further = ()
+    if several and any(k.attacker for k in picked if k.metric != WORST):
+        who = plain(view.attackers[0])
+        further = (f"Rank-1, EER and TMR are those of the attacker “{who}”; the table of attackers has the others.",)
     return Table(
         title="Privacy and utility" + (f", {dataset}" if len(view.datasets) > 1 else ""),
         dataset=dataset,
@@ -346,45 +404,9 @@ def main_table(view: View, dataset: str) -> Table:
         lines=tuple(lines),
         chance=(*chance, "", "", "") if chance else None,
         footnotes=notes.all(),
-        notes=_general(view, dataset, rows),
-        caption=_caption(view, dataset, lines),
+        notes=(*further, *general(view, dataset, rows)),
+        caption=caption(view, dataset, lines),
     )
-
-
-def detail_tables(view: View, dataset: str) -> list[Table]:
-    """Everything that the main table leaves out, one table per metric family and convention: nothing that was measured vanishes."""
-    _, rest = _pick(view, dataset)
-    families: dict[str, list[Key]] = {}
-    for k in rest:
-        family = k.metric.partition(".")[0] or "other"
-        if k.convention not in ("", "headline"):
-            family += f", {spoken(k.convention)}"
-        families.setdefault(family, []).append(k)
-    tables = []
-    for family, keys in sorted(families.items(), key=lambda f: "," in f[0]):  # the headline convention first
-        notes = _Notes()
-        columns = [_column(view, dataset, k, _sub(view, k), _name(k)) for k in keys]
-        lines = []
-        for method in view.methods:
-            cells = tuple(
-                _cell(view.of(dataset, method.label).get(k), notes, False, len(view.attackers), view.recognizers) for k in keys
-            )
-            lines.append(Line(method, (), cells))
-        finders = [(c, partial(view.row, dataset, key=k)) for c, k in zip(columns, keys, strict=True)]
-        rows = [c.row for line in lines for c in line.cells if c.row is not None]
-        tables.append(
-            Table(
-                title=f"Further figures: {family}" + (f", {dataset}" if len(view.datasets) > 1 else ""),
-                dataset=dataset,
-                columns=tuple(columns),
-                lines=tuple(lines),
-                chance=_chance(view, dataset, finders),
-                footnotes=notes.all(),
-                notes=_general(view, dataset, rows),
-                caption=_caption(view, dataset, lines),
-            )
-        )
-    return tables
 
 
 def groups(columns: Sequence[Column]) -> list[tuple[str, int]]:
@@ -468,7 +490,7 @@ def print_table(table: Table, console: Console) -> None:
     grid = Grid(
         box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title=say(shown.title), title_justify="left", title_style="bold"
     )
-    grid.add_column(say("Method"), no_wrap=True, vertical="bottom")
+    grid.add_column(say(shown.head), no_wrap=True, vertical="bottom")
     for c in shown.columns:
         lines = [*_wrap(c.heading), *_wrap(c.sub)]
         grid.add_column(say("\n".join(lines)), justify="right", no_wrap=True)
@@ -483,7 +505,7 @@ def print_table(table: Table, console: Console) -> None:
         seen = line.method.group
         cells = []
         for cell in line.cells:
-            text = say(cell.text, "dim" if cell.row is not None and not cell.row.trusted else "")
+            text = say(cell.text, "dim" if cell.row is not None and not cell.row.trusted else "bold" if cell.strong else "")
             for part in (cell.ci, cell.extra):
                 if part:
                     text.append(to_console(f" {part}", console.encoding), "dim")
@@ -525,11 +547,14 @@ def csv_wide(tables: Sequence[Table]) -> str:
     for table in tables:
         names += [c.name for c in table.columns if c.name not in names]
     bounded = {c.name for t in tables for c in t.columns if c.metric != "counts"}
+    various = {c.name for t in tables for c in t.columns if c.whose}
     head = ["dataset", "method", "family", "strength", "control"]
     for name in names:
         head += [name, f"{name}:lo", f"{name}:hi"] if name in bounded else [name]
         if name == WORST:
             head += [f"{name}:attained_by"]
+        if name in various:
+            head += [f"{name}:recognizer", f"{name}:note"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([guard(h) for h in [*head, "notes"]])
@@ -538,7 +563,7 @@ def csv_wide(tables: Sequence[Table]) -> str:
         for line in table.lines:
             m = line.method
             cells = dict(zip((c.name for c in table.columns), line.cells, strict=True))
-            remarks = [words[x] for x in line.marks]
+            said = [words[x] for x in line.marks]
             values: list[str] = []
             for name in names:
                 cell = cells.get(name)
@@ -552,9 +577,11 @@ def csv_wide(tables: Sequence[Table]) -> str:
                 if name == WORST:
                     known = row is not None and row.value is not None
                     values.append(guard("; ".join(" with ".join(p) for p in attained(row))) if row and known else "")
-                remarks += [f"{name}: {words[x]}" for x in cell.marks] if cell else []
+                if name in various:
+                    values += [guard(row.recognizer), guard(row.note)] if row else ["", ""]
+                said += [f"{name}: {words[x]}" for x in cell.marks] if cell else []
             first = [guard(table.dataset), guard(m.label), guard(m.family), "" if m.strength is None else repr(m.strength)]
-            writer.writerow([*first, str(m.control).lower(), *values, guard("; ".join(remarks))])
+            writer.writerow([*first, str(m.control).lower(), *values, guard("; ".join(said))])
     return out.getvalue()
 
 
@@ -579,11 +606,15 @@ def markdown(tables: Sequence[Table]) -> str:
     """GitHub-flavoured Markdown, one section per table."""
     out = []
     for table in tables:
-        head = ["Method", *(md(f"{c.heading}{f', {c.sub}' if c.sub else ''}") for c in table.columns)]
+        head = [md(table.head), *(md(f"{c.heading}{f', {c.sub}' if c.sub else ''}") for c in table.columns)]
         out += [f"## {md(table.title)}", "", md(table.caption), ""]
         out += [f"| {' | '.join(head)} |", f"|:---|{'---:|' * len(table.columns)}"]
         for line in table.lines:
-            cells = [md(c.words) + _sup(c.marks) for c in line.cells]
+            cells = [
+                (" ".join([f"**{md(c.text)}**", *(md(p) for p in (c.ci, c.extra) if p)]) if c.strong else md(c.words))
+                + _sup(c.marks)
+                for c in line.cells
+            ]
             out.append(f"| {md(line.method.label)}{_sup(line.marks)} | {' | '.join(cells)} |")
         if table.chance:
             out.append(f"| *chance* | {' | '.join(md(c) for c in table.chance)} |")
@@ -637,14 +668,14 @@ def latex(tables: Sequence[Table]) -> str:
             "\\begin{table*}[t]",
             "\\centering",
             f"\\caption{{{tex(shown.caption)}}}",
-            f"\\label{{tab:deidbench-{_label(shown.dataset)}}}",
+            f"\\label{{tab:deidbench-{_label(f'{shown.kind} {shown.dataset}')}}}",
         ]
         out += ["\\resizebox{\\textwidth}{!}{%", f"\\begin{{tabular}}{{@{{}}l{'r' * len(shown.columns)}@{{}}}}", "\\toprule"]
         first = [f"\\multicolumn{{{n}}}{{c}}{{{tex(text)}}}" if n > 1 else f"{{{tex(text)}}}" for text, n in tops]
-        out.append(" & ".join(["Method" if not two else "", *first]) + r" \\")
+        out.append(" & ".join([tex(shown.head) if not two else "", *first]) + r" \\")
         if two:
             out.append("".join(f"\\cmidrule(lr){{{i + 2}-{i + n + 1}}}" for i, (_, n) in _starts(tops) if n > 1))
-            out.append(" & ".join(["Method", *(f"{{{tex(c.sub)}}}" for c in shown.columns)]) + r" \\")
+            out.append(" & ".join([tex(shown.head), *(f"{{{tex(c.sub)}}}" for c in shown.columns)]) + r" \\")
         out.append("\\midrule")
         seen: str | None = None
         for line in shown.lines:
@@ -676,7 +707,7 @@ def _starts(tops: Sequence[tuple[str, int]]) -> list[tuple[int, tuple[str, int]]
 
 def _tex_cell(cell: Cell) -> str:
     small = " ".join(tex(p) for p in (cell.ci, cell.extra) if p)
-    text = "--" if cell.text == "-" else tex(cell.text)
+    text = "--" if cell.text == "-" else f"\\textbf{{{tex(cell.text)}}}" if cell.strong else tex(cell.text)
     return text + (f" {{\\scriptsize {small}}}" if small else "") + _tex_sup(cell.marks)
 
 
@@ -700,10 +731,14 @@ def sentence(view: View, dataset: str, method: Method) -> str:
     if row.value is None:
         return f"{name}: no re-identification figure ({row.reason or 'the run does not say why'})."
     pairs = attained(row)
+    more = len(pairs) - 4
+    if more > 1:  # a dozen attackers may tie where a method does nothing
+        pairs = pairs[:4]
     by_attacker: dict[str, list[str]] = {}
     for attacker, recognizer in pairs:
         by_attacker.setdefault(attacker, []).extend([recognizer] if recognizer else [])
     who = "; ".join(" with ".join(p for p in (a, " or ".join(rs)) if p) for a, rs in by_attacker.items() if a or rs)
+    who += f"; and {more} more" if more > 1 else ""
     return plain(
         f"{name} lets the worst-case attacker{f' ({who})' if who else ''} re-identify {percent(row.value)}{_bounds(row)} "
         f"of {counted(row.n_images, 'image')} of {counted(row.n_persons, 'person')}"
@@ -752,12 +787,13 @@ def headlines(view: View, dataset: str) -> list[str]:
         out.append("Only control methods have a re-identification figure in this run.")
     else:
         out.append("This run has no worst-case re-identification figure.")
+    attack = "the worst-case attacker" if len(view.attackers) > 1 else "the same attack"
     for name, words in (("original", "clear images"), ("blackout", "a black frame")):
         m = view.control(name)
         r = view.headline(dataset, m.label, WORST) if m else None
         if r is not None:
             out.append(
-                f"With {words} the same attack reaches {percent(r.value)}{_bounds(r)}." if r.value is not None
+                f"With {words} {attack} reaches {percent(r.value)}{_bounds(r)}." if r.value is not None
                 else f"With {words} there is no figure: {plain(r.reason) or 'the run does not say why'}."
             )  # fmt: skip
     chance = view.chance(dataset, WORST) or view.chance(dataset, RANK1)
@@ -771,22 +807,41 @@ def headlines(view: View, dataset: str) -> list[str]:
 
 def warnings(view: View, dataset: str) -> list[str]:
     """What a reader must know before quoting a figure of this run."""
-    out = [f"Deviation from the protocol: {d}" for d in view.deviations]
+    out = []
+    hidden = [m for m in view.methods if view.refused(dataset, m.label)]
+    out += [f"{plain(m.label)} is not published: {plain(view.refused(dataset, m.label))}." for m in hidden]
+    out += [f"Deviation from the protocol: {d}" for d in view.deviations]
     unread = view.entry("dataset").get("unreadable")
     if isinstance(unread, Mapping) and unread:
         out.append(
             f"{counted(len(unread), 'image')} could not be read and are in no figure: {listing([plain(u) for u in unread])}."
         )
-    names = list(dict.fromkeys(r.recognizer for r in view.rows if not r.trusted and r.dataset == dataset and r.metric != WORST))
+    doubted = [r for r in view.rows if not r.trusted and r.value is not None and r.dataset == dataset and r.metric != WORST]
+    names = list(dict.fromkeys(r.recognizer for r in doubted if not mistrained(r)))
     if any(names):
         out.append(
             f"Untrusted: {listing([plain(n) for n in names if n])} failed the attacker's sanity check; "
             "what it cannot recognise says nothing about privacy."
         )
+    weak: dict[str, dict[str, None]] = {}
+    for r in doubted:
+        if mistrained(r):
+            weak.setdefault(plain(whose(view, r.attacker, r.recognizer)), {})[plain(r.method)] = None
+    if weak:
+        said = [f"{who} on {listing(list(methods), 4)}" for who, methods in weak.items()]
+        out.append(
+            f"Mis-trained, weaker than a stock recogniser on the same images, and in no worst case: {'; '.join(said[:6])}"
+            + (f"; and {len(said) - 6} more" if len(said) > 6 else "") + "."
+        )  # fmt: skip
+    out += _left_out(view, dataset)
     for m in view.methods:
-        same = int(m.counts.get("passthrough", 0))
-        if same and not m.control:
-            out.append(f"{plain(m.label)} passed {counted(same, 'image')} through unchanged, or nearly.")
+        for status, text in (
+            ("passthrough", "passed {} through unchanged, or nearly"),
+            ("copy", "gave out another image of the data set for {}"),
+        ):
+            same = int(m.counts.get(status, 0))
+            if same and not m.control and m not in hidden:
+                out.append(f"{plain(m.label)} {text.format(counted(same, 'image'))}.")
     for m in view.methods:
         trained = [plain(t) for t in m.info.get("trained_on") or ()]
         if trained:
@@ -801,3 +856,15 @@ def warnings(view: View, dataset: str) -> list[str]:
     if gone:
         out.append(f"Images not released, each counted as no information to the attacker: {listing(gone, 8)}.")
     return out
+
+
+def _left_out(view: View, dataset: str) -> list[str]:
+    """Attackers that no method was subjected to, by reason: the worst case is one over the others."""
+    reasons: dict[str, list[str]] = {}
+    for attacker in view.attackers:
+        rows = [r for m in view.methods for r in view.attacks(dataset, m.label, attacker)]
+        if rows and all(r.value is None for r in rows):
+            why = next((r.reason for r in rows if r.reason.startswith("not carried out: ")), "")
+            if why:
+                reasons.setdefault(plain(why.removeprefix("not carried out: ")), []).append(plain(attacker))
+    return [f"Not carried out, and in no worst case: {listing(names, 9)} ({why})." for why, names in reasons.items()]
