@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from deidbench.stats import calibration, intervals, linkability, pairs, roc
 
@@ -274,3 +275,83 @@ def test_a_full_bin_is_divided_further(monkeypatch):
         genuine, impostor = written_out(p, row)
         if len(impostor):
             assert eer[b] == pytest.approx(roc.eer(genuine, impostor).value, abs=1e-12)
+
+
+def test_recentred_replicates_lie_about_the_figure():
+    p = make(40, 5, 0)
+    p.genuine[:] = np.random.default_rng(1).normal(size=len(p.genuine))  # no identity
+    p.impostor[:] = np.random.default_rng(2).normal(size=len(p.impostor))
+    draws = intervals.person_draws(names(40), 300, 0)
+    value = linkability.d_sys(p.genuine, p.impostor).value
+    found = pairs.bootstrap_d_sys(p, draws)
+    assert np.quantile(found, 0.1) > value  # why it is needed
+    moved = pairs.recentred(found, value)
+    assert moved.mean() == pytest.approx(value)
+    assert moved.std() == pytest.approx(found.std())
+    np.testing.assert_allclose(pairs.recentred(np.array([0.1, np.nan, 0.3]), 0.9), [0.8, np.nan, 1.0])
+    assert np.isnan(pairs.recentred(np.full(3, np.nan), 0.5)).all()
+
+
+@pytest.mark.parametrize("persons", [1000, 3001])
+def test_draws_of_many_persons_are_multinomial(persons):
+    """The stream for many persons (a table of Poisson counts, filled up) against the distribution and its moments."""
+    draws = intervals.person_draws(names(persons), 3000, 0)
+    assert draws.shape == (3000, persons)
+    assert (draws.sum(1) == persons).all()
+    counts = np.bincount(draws.ravel(), minlength=8)
+    expected = stats.binom.pmf(np.arange(7), persons, 1 / persons)
+    expected = draws.size * np.append(expected, 1 - expected.sum())
+    observed = np.append(counts[:7], counts[7:].sum())
+    # The counts of a row depend on each other, which makes chi-square smaller, never larger.
+    assert stats.chisquare(observed, expected).pvalue > 1e-3
+    # Covariance of two persons: -1 / P; seen in the variance of the count of a group of them, k (P - k) / P.
+    k = persons // 3
+    groups = draws[:, : 3 * k].reshape(3000, 3, k).sum(2)
+    np.testing.assert_allclose(groups.mean(0), k, atol=5 * np.sqrt(k / 3000))
+    np.testing.assert_allclose(groups.var(0), k * (persons - k) / persons, rtol=0.15)
+    # Every place of a row is drawn alike, the last ones too.
+    assert abs(draws[:, -9:].mean() - 1) < 5 / np.sqrt(27_000)
+
+
+def test_draws_of_many_persons_depend_on_seed_and_persons_only(monkeypatch):
+    draws = intervals._multinomial(tuple(names(1500)), 700, 3)
+    np.testing.assert_array_equal(draws, intervals._multinomial(tuple(names(1500)), 3000, 3)[:700])  # 3000 rows: in threads
+    monkeypatch.setattr(intervals, "_threads", lambda: 1)
+    np.testing.assert_array_equal(draws, intervals._multinomial(tuple(names(1500)), 3000, 3)[:700])
+    assert not np.array_equal(draws, intervals._multinomial(tuple(names(1500)), 700, 4))
+    assert not np.array_equal(draws, intervals._multinomial(tuple(names(1501))[1:], 700, 3))
+    assert not np.array_equal(draws[:32], draws[32:64])  # each chunk has a seed of its own
+
+
+def test_draws_of_few_persons_are_those_of_the_published_results():
+    """The reference results were computed with this stream: chunks of 256 rows of picks from one generator."""
+    persons = names(40)
+    entropy = intervals._entropy(persons, 7, "multinomial")
+    picks = np.random.default_rng(entropy).integers(0, 40, size=(256, 40), dtype=np.uint16)
+    expected = [np.bincount(row, minlength=40) for row in picks]
+    np.testing.assert_array_equal(intervals.person_draws(persons, 256, 7), expected)
+
+
+def test_poisson_counts_follow_the_distribution_to_the_last_digit():
+    """Bytes that decide a count lie within its interval of the distribution function; all others are decided by 53 more bits."""
+    distribution = intervals._poisson_distribution(0.9)
+    np.testing.assert_allclose(distribution, stats.poisson.cdf(np.arange(30), 0.9), atol=1e-15)
+    table = intervals._poisson_table(distribution).view(np.uint8).reshape(256, 256, 2)
+    one = table[0, :, 0]
+    np.testing.assert_array_equal(table[..., 0], np.broadcast_to(one, (256, 256)))
+    np.testing.assert_array_equal(table[..., 1], np.broadcast_to(one[:, None], (256, 256)))
+    lower = np.append(0, distribution)
+    for byte, count in enumerate(one):
+        inside = [k for k in range(30) if lower[k] < (byte + 1) / 256 and distribution[k] > byte / 256]
+        assert inside == [count] if count != 255 else len(inside) > 1
+
+
+def test_whole_numbers_in_float32_change_nothing():
+    rng = np.random.default_rng(0)
+    draws = intervals.person_draws(names(1200), 500, 0)
+    hits, trials = rng.integers(0, 9, 1200).astype(float), np.full(1200, 9.0)
+    found = intervals.ratio_replicates(hits, trials, draws)
+    np.testing.assert_array_equal(found, (draws.astype(np.int64) @ hits) / (draws.astype(np.int64) @ trials))
+    big = hits * 2.0**20 + 1  # beyond float32
+    exact = (draws.astype(np.int64) @ big.astype(np.int64)) / (draws.astype(np.int64) @ trials.astype(np.int64))
+    np.testing.assert_array_equal(intervals.ratio_replicates(big, trials, draws), exact)

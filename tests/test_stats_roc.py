@@ -114,6 +114,84 @@ def test_roc_points_equal_counting():
     np.testing.assert_allclose(1 - curve.fnmr[::-1], tpr)
 
 
+def large(case):
+    """More scores than are sorted whole."""
+    rng = np.random.default_rng(7)
+    genuine, impostor = rng.normal(1.5, 1, 60_000).astype(np.float32), rng.normal(0, 1, 90_001).astype(np.float32)
+    if case == "ties":
+        return np.round(genuine * 4) / 4, np.round(impostor * 4) / 4
+    if case == "failed":
+        genuine[::3], impostor[::2] = -np.inf, -np.inf
+    if case == "mostly failed":
+        genuine[:59_000], impostor[:89_990] = -np.inf, -np.inf
+    if case == "constant":
+        genuine[:], impostor[:] = 0.5, 0.5
+    if case == "separated":
+        genuine += 20
+    if case == "reversed":
+        genuine -= 20
+    if case == "sorted":
+        genuine.sort()
+        impostor[::-1].sort()
+    if case == "float64":
+        return genuine.astype(np.float64), impostor
+    if case == "few genuine":
+        genuine = genuine[:3]
+    if case == "periodic":  # every member that the bracket is looked for with is untypical
+        genuine[:: max(1, len(genuine) // ours._PROBE)] = 50
+        impostor[:: max(1, len(impostor) // ours._PROBE)] = 40
+    if case == "zeros":
+        genuine[::2], impostor[::2] = 0.0, -0.0
+    return genuine, impostor
+
+
+CASES = [
+    *("plain", "ties", "failed", "mostly failed", "constant", "separated", "reversed", "sorted", "float64", "few genuine"),
+    *("periodic", "zeros"),
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_large_samples(case):
+    genuine, impostor = large(case)
+    assert len(genuine) + len(impostor) > ours._MANY
+    g, i = (np.where(np.isinf(x), np.float32(-1e30), x).astype(float) for x in (genuine, impostor))  # scikit-learn: finite
+    found = ours.eer(genuine, impostor)
+    assert found.value == pytest.approx(reference_eer(g, i), abs=1e-12)
+    assert (impostor >= found.threshold).mean() >= (genuine < found.threshold).mean()
+    y = np.r_[np.ones(len(g)), np.zeros(len(i))]
+    assert ours.auc(genuine, impostor) == pytest.approx(roc_auc_score(y, np.r_[g, i]), abs=1e-12)
+    fpr, tpr, thresholds = roc_curve(y, np.r_[g, i], drop_intermediate=False)
+    curve = ours.roc(genuine, impostor)
+    np.testing.assert_allclose(curve.fmr[::-1], fpr, atol=1e-15)
+    np.testing.assert_allclose(1 - curve.fnmr[::-1], tpr, atol=1e-15)
+    np.testing.assert_array_equal(
+        curve.threshold[::-1][1:], np.where(thresholds[1:] == np.float32(-1e30), -np.inf, thresholds[1:])
+    )
+
+
+def test_the_bracket_is_found_and_a_wrong_one_is_noticed():
+    genuine, impostor = large("plain")
+    gen, gen_below, imp, _ = ours._bracketed(genuine, impostor)
+    assert 0 < len(gen) < len(genuine) / 4
+    assert 0 < len(imp) < len(impostor) / 4
+    assert gen_below == (genuine < gen.min()).sum()
+    gen, gen_below, imp, imp_below = ours._bracketed(*large("periodic"))
+    assert (len(gen), gen_below, len(imp), imp_below) == (60_000, 0, 90_001, 0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(scores, scores, st.booleans())
+def test_levels_equal_counting(genuine, impostor, short):
+    g, i = (np.array(x, np.float32 if short else np.float64) for x in (genuine, impostor))
+    g[0], i[-1] = -np.inf, -np.inf
+    found = ours.levels(g, i)
+    assert found.score.tolist() == sorted({*g.tolist(), *i.tolist()})
+    for k, score in enumerate(found.score):
+        expected = [(g == score).sum(), (i == score).sum(), (g < score).sum(), (i < score).sum()]
+        assert [column[k] for column in found[1:]] == expected
+
+
 def test_thin_keeps_ends_and_points():
     rng = np.random.default_rng(0)
     curve = ours.roc(rng.normal(2, 1, 3000), rng.normal(0, 1, 30000))

@@ -11,7 +11,9 @@ identity bootstrap); Hanley & Lippman-Hand 1983 (zero events).
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -24,6 +26,10 @@ MAX_EMPTY = 0.05
 _CACHED_BYTES = 1 << 26
 #: Rows drawn at once.  Part of the stream's definition: another value gives other draws.
 _CHUNK = 256
+#: From this many persons on, draws come from another stream, in less than half the time.
+_LARGE = 1000
+#: Rows of that stream drawn at once, each chunk from a seed of its own.  Part of its definition as well.
+_LARGE_CHUNK = 32
 
 
 class Interval(NamedTuple):
@@ -46,30 +52,109 @@ def _check_level(level: float) -> None:
         raise ValueError(f"a confidence level lies between 0 and 1, not {level!r}")
 
 
-def _generator(persons: Sequence[str], seed: int, purpose: str) -> np.random.Generator:
+def _entropy(persons: Sequence[str], seed: int, purpose: str) -> list[int]:
     listed = list(persons)
     if listed != sorted(set(listed)):
         raise ValueError("persons must be sorted and unique: they are the columns of the draws")
     digest = hashlib.sha256("\0".join([purpose, *listed]).encode()).digest()
-    return np.random.default_rng([seed & 0xFFFFFFFFFFFFFFFF, int.from_bytes(digest[:16], "big")])
+    return [seed & 0xFFFFFFFFFFFFFFFF, int.from_bytes(digest[:16], "big")]
 
 
 def _multinomial(persons: tuple[str, ...], replicates: int, seed: int) -> npt.NDArray[np.uint8]:
-    rng = _generator(persons, seed, "multinomial")
+    entropy = _entropy(persons, seed, "multinomial")
     p = len(persons)
+    if p >= _LARGE:
+        return _multinomial_of_many(p, replicates, entropy)
+    rng = np.random.default_rng(entropy)
     # With p < 256 a count cannot exceed 255; with more persons (mean 1 each) it will not in the age of the universe.
     out = np.empty((replicates, p), np.uint8)
-    kind = np.uint16 if p <= 1 << 16 else np.uint32  # half the random bits, nearly half the time
     for start in range(0, replicates, _CHUNK):
-        picked = rng.integers(0, p, size=(_CHUNK, p), dtype=kind)  # whole chunks: fewer replicates are a prefix of more
+        picked = rng.integers(0, p, size=(_CHUNK, p), dtype=np.uint16)  # whole chunks: fewer replicates are a prefix of more
         for row, who in zip(out[start : start + _CHUNK], picked, strict=False):  # row by row: the counts stay in the cache
             row[:] = np.bincount(who, minlength=p)
     out.flags.writeable = False
     return out
 
 
+def _multinomial_of_many(p: int, replicates: int, entropy: list[int]) -> npt.NDArray[np.uint8]:
+    """The same distribution, through Poisson counts, which can be read off a table.
+
+    Independent Poisson counts are multinomial once their sum is given, whatever the sum.  So a row of Poisson counts with
+    a mean of somewhat less than one (rows whose sum exceeds p are drawn again, a decision about the sum alone), filled up
+    to p by single picks, is an exact multinomial draw of p.
+    """
+    mean = 1 - 3 / np.sqrt(p)  # the sum exceeds p in one row of 740
+    distribution = _poisson_distribution(mean)
+    table = _poisson_table(distribution)
+    out = np.empty((replicates, p), np.uint8)
+
+    def draw(start: int) -> None:
+        rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence(entropy, spawn_key=(start,))))
+        counts = _poisson(rng, _LARGE_CHUNK * p, table, distribution).reshape(_LARGE_CHUNK, p)
+        lacking = p - counts.sum(1, dtype=np.uint32).astype(np.int64)
+        while (over := np.flatnonzero(lacking < 0)).size:
+            counts[over] = _poisson(rng, len(over) * p, table, distribution).reshape(-1, p)
+            lacking[over] = p - counts[over].sum(1, dtype=np.int64)
+        row = np.repeat(np.arange(_LARGE_CHUNK) * p, lacking)
+        np.add.at(counts.reshape(-1), row + rng.integers(0, p, size=len(row)), np.uint8(1))
+        out[start : start + _LARGE_CHUNK] = counts[: replicates - start]
+
+    starts = range(0, replicates, _LARGE_CHUNK)
+    if out.size < 1 << 22:
+        for start in starts:
+            draw(start)
+    else:
+        with ThreadPoolExecutor(_threads()) as pool:
+            list(pool.map(draw, starts))
+    out.flags.writeable = False
+    return out
+
+
+def _threads() -> int:
+    """As many as BLAS would use: OMP_NUM_THREADS, else the processors that this process may run on."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    if said.isdecimal() and int(said) > 0:
+        return int(said)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+#: In the table, of a byte that does not decide the count.
+_UNDECIDED = 255
+
+
+def _poisson_distribution(mean: float) -> npt.NDArray[np.float64]:
+    """P(count <= k) for k = 0, 1, ... until it is 1 in float64."""
+    k = np.arange(1, 30)
+    terms = np.exp(-mean) * np.concatenate([[1.0], np.cumprod(mean / k)])
+    below: npt.NDArray[np.float64] = np.minimum(np.cumsum(terms), 1.0)
+    return below
+
+
+def _poisson_table(distribution: npt.NDArray[np.float64]) -> npt.NDArray[np.uint16]:
+    """Counts of two uniform bytes at once: the first 8 bits of a uniform number decide its count, or nearly always do."""
+    ends = np.arange(257) / 256
+    first = np.searchsorted(distribution, ends[:-1], "right")
+    last = np.searchsorted(distribution, np.nextafter(ends[1:], 0), "right")
+    one = np.where(first == last, first, _UNDECIDED).astype(np.uint8)
+    both = np.arange(1 << 16, dtype=np.uint16).view(np.uint8)
+    return one[both].view(np.uint16)
+
+
+def _poisson(
+    rng: np.random.Generator, n: int, table: npt.NDArray[np.uint16], distribution: npt.NDArray[np.float64]
+) -> npt.NDArray[np.uint8]:
+    """n independent Poisson counts by inversion of uniform numbers of 8 + 53 bits."""
+    words = rng.integers(0, (1 << 64) - 1, size=-(-n // 8), dtype=np.uint64, endpoint=True)
+    bits = words.astype("<u8", copy=False).view(np.uint16)
+    counts = np.take(table, bits, mode="wrap").view(np.uint8)
+    undecided = np.flatnonzero(counts == _UNDECIDED)
+    uniform = (bits.view(np.uint8)[undecided] + rng.random(len(undecided))) / 256
+    counts[undecided] = np.searchsorted(distribution, uniform, "right")
+    return counts[:n]
+
+
 def _double_or_nothing(persons: tuple[str, ...], replicates: int, seed: int) -> npt.NDArray[np.uint8]:
-    rng = _generator(persons, seed, "double-or-nothing")
+    rng = np.random.default_rng(_entropy(persons, seed, "double-or-nothing"))
     out = np.empty((replicates, len(persons)), np.uint8)
     for start in range(0, replicates, _CHUNK):
         out[start : start + _CHUNK] = 2 * rng.integers(0, 2, size=(_CHUNK, len(persons)), dtype=np.int64)[: replicates - start]
@@ -175,9 +260,17 @@ def ratio_replicates(
         raise ValueError(f"per-person sums of shape {num.shape} and {den.shape} do not fit draws over {draws.shape[1]} persons")
     columns = np.column_stack([num.reshape(len(den), -1), den])
     out = np.empty((len(draws), columns.shape[1]))
-    step = max(1, (1 << 22) // max(1, draws.shape[1]))  # 32 MB of float64 weights at a time
+    # Sums of whole numbers that stay below 2**24 are exact in float32 too, in half the time.
+    size = np.abs(columns).sum(0).max(initial=0)
+    whole = size < 1 << 24 and bool((columns == np.rint(columns)).all())
+    short = columns.astype(np.float32) if whole else None
+    step = max(1, (1 << 20) // max(1, draws.shape[1]))  # 8 MB of float64 weights at a time
     for start in range(0, len(draws), step):
-        out[start : start + step] = draws[start : start + step].astype(np.float64) @ columns
+        rows = draws[start : start + step]
+        if short is not None and size * int(rows.max(initial=0)) < 1 << 24:
+            out[start : start + step] = rows.astype(np.float32) @ short
+        else:
+            out[start : start + step] = rows.astype(np.float64) @ columns
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.where(out[:, -1:] > 0, out[:, :-1] / out[:, -1:], np.nan)
     return ratio.reshape(len(draws), *num.shape[1:])

@@ -144,6 +144,20 @@ def bootstrap_d_sys(pairs: Pairs, draws: npt.NDArray[np.uint8], bins: int | None
     return linkability.d_sys_from_counts(*bootstrap_binned(pairs, draws, edges), omega)
 
 
+def recentred(replicates: Values, value: float) -> Values:
+    """Replicates of a figure in [0, 1], moved so that their mean is the sample's own ``value``, then clipped.  NaN stays.
+
+    Cllr_min and D_sys are fitted to their scores, and a replicate holds fewer different scores than the sample: without
+    identity D_sys of 40 persons with 10 images is 0.044 and its replicates 0.065 +- 0.007 (measured), so that the interval
+    of the replicates themselves would leave out the very figure.  The interval of the moved ones is one of the figure as
+    it is measured, with these bins and this many scores, not of its limit with infinitely many.
+    """
+    if np.isnan(replicates).all():
+        return replicates
+    out: Values = np.clip(replicates + (value - np.nanmean(replicates)), 0, 1)
+    return out
+
+
 def _empty(pairs: Pairs) -> bool:
     return not len(pairs.genuine) or not len(pairs.impostor)
 

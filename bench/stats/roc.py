@@ -10,6 +10,7 @@ scores, so a constant score has EER and AUC exactly 0.5.
 
 from __future__ import annotations
 
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,11 +33,11 @@ class Roc(NamedTuple):
 class Levels(NamedTuple):
     """Both samples counted per distinct score; each array (n,).
 
-    score: ascending, float32 or float64.  genuine, impostor: int64, how many have that score.  genuine_below,
+    score: ascending float64.  genuine, impostor: int64, how many have that score.  genuine_below,
     impostor_below: int64, how many have a lower one.
     """
 
-    score: npt.NDArray[Any]
+    score: npt.NDArray[np.float64]
     genuine: npt.NDArray[np.int64]
     impostor: npt.NDArray[np.int64]
     genuine_below: npt.NDArray[np.int64]
@@ -150,37 +151,46 @@ def auc(genuine: npt.ArrayLike, impostor: npt.ArrayLike) -> float:
 
 def levels(genuine: npt.ArrayLike, impostor: npt.ArrayLike) -> Levels:
     """Both samples counted at each distinct score.  Raises ValueError for empty samples and NaN."""
-    gen, imp = _checked(genuine, "genuine"), _checked(impostor, "impostor")
-    if gen.dtype == imp.dtype == np.float32:
-        score, is_impostor = _tagged(gen, imp)
-    else:
-        score = np.concatenate([gen, imp])
-        order = np.argsort(score)
-        score, is_impostor = score[order], order >= len(gen)
+    score, is_impostor, first = _pooled(_checked(genuine, "genuine"), _checked(impostor, "impostor"))
     n = len(score)
-    new = np.empty(n, np.bool_)
-    new[0] = True
-    np.not_equal(score[1:], score[:-1], out=new[1:])
-    before = np.empty(n + 1, np.int64)  # impostors among the first k
-    before[0] = 0
-    np.cumsum(is_impostor, out=before[1:])
-    first = np.flatnonzero(new)
-    if len(first) < n:
-        score, impostor_below = score[first], before[first]
-    else:
-        impostor_below = before[:-1]
-    genuine_below = first - impostor_below
+    below = np.empty(n + 1, np.int64)  # impostors among the first k
+    below[0] = 0
+    np.cumsum(is_impostor, out=below[1:])
+    ends = np.arange(n + 1) if first is None else np.append(first, n)
+    impostor_below = below if first is None else below[ends]
+    genuine_below = ends - impostor_below
     return Levels(
-        score,
-        np.diff(genuine_below, append=len(gen)),
-        np.diff(impostor_below, append=len(imp)),
-        genuine_below,
-        impostor_below,
+        score if first is None else score[first],
+        np.diff(genuine_below),
+        np.diff(impostor_below),
+        genuine_below[:-1],
+        impostor_below[:-1],
     )
 
 
-def _tagged(gen: npt.NDArray[np.float32], imp: npt.NDArray[np.float32]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """All scores, sorted (ties in any order), and whether each is an impostor's.
+def _pooled(
+    gen: npt.NDArray[Any], imp: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.intp] | None]:
+    """All scores, ascending (ties in any order); whether each is an impostor's; where each distinct one starts.
+
+    None for the last, if there are no ties.
+    """
+    if gen.dtype == imp.dtype == np.float32:
+        score, is_impostor = _tagged(gen, imp)
+    else:
+        score = np.concatenate([gen, imp]).astype(np.float64, copy=False)
+        order = np.argsort(score)
+        score, is_impostor = score[order], order >= len(gen)
+    new = np.empty(len(score), np.bool_)
+    new[0] = True
+    np.not_equal(score[1:], score[:-1], out=new[1:])
+    return score, is_impostor, None if new.all() else np.flatnonzero(new)
+
+
+def _tagged(
+    gen: npt.NDArray[np.float32], imp: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """All scores, sorted, and whether each is an impostor's.
 
     A float32 in a float64 leaves 29 bits free: the lowest one says which sample a score comes from, and one plain sort
     sorts both, which is quicker than a sort of indices.
@@ -188,28 +198,43 @@ def _tagged(gen: npt.NDArray[np.float32], imp: npt.NDArray[np.float32]) -> tuple
     x = np.empty(len(gen) + len(imp))
     np.add(gen, np.float32(0), out=x[: len(gen)])  # -0.0 becomes 0.0, the same score
     np.add(imp, np.float32(0), out=x[len(gen) :])
-    if np.isinf(x.min()) or np.isinf(x.max()):  # with the bit set they would be NaN; no float32 reaches the ends of float64
-        np.nan_to_num(x, copy=False)
+    # With the bit set an infinity would be NaN.  Twice the largest float32 stands for it meanwhile.
+    far = 2.0**129
+    endless = any(np.isinf(end) for sample in (gen, imp) for end in (sample.min(), sample.max()))
+    if endless:
+        x.clip(-far, far, out=x)
     bits = x.view(np.int64)
-    bits[: len(gen)] &= ~1  # the ends of float64 have it
     bits[len(gen) :] |= 1
     x.sort()
-    tag = (bits & 1).astype(np.bool_)
+    tag = (x.view(np.int8)[:: x.itemsize] if sys.byteorder == "little" else bits) & 1
     bits &= ~1
-    with np.errstate(over="ignore"):
-        return x.astype(np.float32), tag
+    if endless:
+        x[: np.searchsorted(x, -far, "right")] = -np.inf
+        x[np.searchsorted(x, far, "left") :] = np.inf
+    return x, tag.astype(np.bool_)
 
 
 def roc(genuine: npt.ArrayLike, impostor: npt.ArrayLike) -> Roc:
     """All operating points, one per distinct score, then (0, 1) at +inf."""
-    at = levels(genuine, impostor)
-    n = len(at.score)
-    ng, ni = (int(below[-1] + here[-1]) for below, here in ((at.genuine_below, at.genuine), (at.impostor_below, at.impostor)))
-    threshold, fmr, fnmr = np.empty((3, n + 1))
-    threshold[:-1], threshold[-1] = at.score, np.inf
-    np.divide(ni - at.impostor_below, ni, out=fmr[:-1])
-    np.divide(at.genuine_below, ng, out=fnmr[:-1])
-    fmr[-1], fnmr[-1] = 0, 1
+    gen, imp = _checked(genuine, "genuine"), _checked(impostor, "impostor")
+    score, is_impostor, first = _pooled(gen, imp)
+    below = np.empty(len(score))  # impostors before each score: whole numbers
+    below[0] = 0
+    np.cumsum(is_impostor[:-1], out=below[1:])
+    n = len(score) if first is None else len(first)
+    threshold, fmr, fnmr = (np.empty(n + 1) for _ in Roc._fields)
+    if first is None:
+        threshold[:-1], fmr[:-1], fnmr[:-1] = score, below, np.arange(n)
+    else:
+        np.take(score, first, out=threshold[:-1], mode="clip")
+        np.take(below, first, out=fmr[:-1], mode="clip")
+        fnmr[:-1] = first
+    threshold[-1], fmr[-1], fnmr[-1] = np.inf, len(imp), len(imp) + len(gen)
+    # In place, in this order: all below less impostors below, over all genuine; impostors not below, over all impostors.
+    fnmr -= fmr
+    fnmr /= len(gen)
+    np.subtract(len(imp), fmr, out=fmr)
+    fmr /= len(imp)
     return Roc(threshold, fmr, fnmr)
 
 

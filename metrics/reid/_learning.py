@@ -188,6 +188,8 @@ def _discriminants(
             between, axes = np.linalg.eigh(white.T @ white)
         order = np.argsort(between)[::-1]
         order = order[between[order] > 1e-9 * max(between.max(), 1e-300)][: persons - 1]
+        if not len(order):  # nobody differs from anybody: one axis of zeros, and features that say nothing
+            between, axes, order = np.zeros(1), np.zeros((d, 1)), np.zeros(1, np.intp)
         between, axes = between[order], axes[:, order]
         signal = np.maximum(between - noise * (1 - shrinkage), 0)
         axes = turn @ (whiten[:, None] * axes)

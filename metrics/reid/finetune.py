@@ -24,7 +24,7 @@ NETWORK = "dlib"
 _SIDE = 150
 #: Eye centres in the network's own crop, in pixels (midpoints of the eye corners of dlib's mean face).
 _EYES_AT = ((47.73, 47.13), (100.28, 47.13))
-_BATCH = 32
+_BATCH = 16
 
 
 def recut(crops: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

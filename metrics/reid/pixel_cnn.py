@@ -44,7 +44,8 @@ def shrunk(crops: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
 
     if crops.shape[1:3] == (side, side):
         return crops
-    return np.stack([cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA) for crop in crops])
+    small = [cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA) for crop in crops]
+    return np.stack(small) if small else np.empty((0, side, side, 3), np.uint8)
 
 
 def smallest_side(crops: npt.NDArray[np.uint8], at_most: int = 64) -> int:

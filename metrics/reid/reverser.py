@@ -160,8 +160,8 @@ class Reverser(TrainedAttacker):
 
         how = f"{self.steps}|{self.width}|{self.batch}|{seed}|{self.device}|{torch.get_num_threads()}|{anonymised.shape}"
         key = hashlib.sha256(how.encode())
-        key.update(np.ascontiguousarray(anonymised))
-        key.update(np.ascontiguousarray(clear))
+        key.update(anonymised.tobytes())
+        key.update(clear.tobytes())
         name = key.hexdigest()
         known = self._trained.pop(name, None)
         if known is None:
