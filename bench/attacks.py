@@ -16,9 +16,14 @@ if TYPE_CHECKING:
     from deidbench.metrics.reid.training import Attempt
 
 
+#: Sums of float32 depend on how many threads share them, and what is learnt on the sums: always one, so that the number of
+#: workers changes no figure.  Attacks run beside each other instead.
+THREADS = 1
+
+
 @dataclass(frozen=True, eq=False)
 class AttackTask:
-    """A trained attack to carry out.  background, evaluated: (clear, anonymised) tables.  threads: to compute with."""
+    """A trained attack to carry out.  background, evaluated: (clear, anonymised) tables."""
 
     attacker: TrainedAttacker
     recognizer: str
@@ -26,7 +31,6 @@ class AttackTask:
     background: tuple[Table, Table]
     evaluated: tuple[Table, Table]
     recognizers: Mapping[str, Recognizer]
-    threads: int
 
 
 def carry_out(task: AttackTask) -> bytes:
@@ -35,7 +39,7 @@ def carry_out(task: AttackTask) -> bytes:
 
     from deidbench.metrics.reid.training import carry_out as attack
 
-    torch.set_num_threads(task.threads)
+    torch.set_num_threads(THREADS)
     return pack(attack(task.attacker, task.recognizer, task.seed, task.background, task.evaluated, task.recognizers))
 
 

@@ -582,7 +582,6 @@ class _Run:
                         (clear_sides[0], sides[0]),
                         (clear_sides[1], sides[1]),
                         stock,
-                        self.plan.threads,
                     )
                     for a, number, _ in todo
                 ]

@@ -776,6 +776,7 @@ def det(view: View, dataset: str, width: float = COLUMN, attack: tuple[str, str]
 # ------------------------------------------------------------------------------------------------------------- forest
 #: Colours of the forest's tracks: one more, so that eight attackers are told apart.
 _TRACKS = (*COLOURS, "#8a8a8a")
+_TRACK_MARKERS = ("o", "s", "^", "D", "v", "p", "<", "h")  # a hollow plus would look like a full one
 
 
 def _readable(view: View, dataset: str) -> list[str]:
@@ -854,7 +855,7 @@ def forest(view: View, dataset: str, width: float = COLUMN) -> Drawing | str:
     for t in range(tracks):
         is_worst = t == len(tracks_)
         colour = INK if is_worst else _TRACKS[t % len(_TRACKS)]
-        marker = "D" if is_worst else MARKERS[t % len(MARKERS)]
+        marker = "D" if is_worst else _TRACK_MARKERS[t % len(_TRACK_MARKERS)]
         shown: list[tuple[float, float, Row]] = []
         for i, m in enumerate(methods):
             row = view.headline(dataset, m.label, WORST) if is_worst else tracks_[t][1](m.label)
@@ -863,7 +864,7 @@ def forest(view: View, dataset: str, width: float = COLUMN) -> Drawing | str:
                 if is_worst or not has_worst:
                     ax.annotate(
                         "no value", (0.0, i + offsets[t]), xytext=(3, 0), textcoords="offset points", fontsize=5.5, color=GREY,
-                        va="center",
+                        va="center", bbox={"fc": "#ffffff", "ec": "none", "pad": 0.6}, zorder=4,
                     )  # fmt: skip
                 continue
             shown.append((row.value, i + offsets[t], row))
@@ -887,7 +888,7 @@ def forest(view: View, dataset: str, width: float = COLUMN) -> Drawing | str:
     if has_worst and wide:
         ax.annotate("worst case", (1.0, 1.0), xycoords="axes fraction", xytext=(6, 2), textcoords="offset points", fontsize=6, color=GREY, va="bottom", annotation_clip=False)  # fmt: skip
     handles = [
-        Line2D([], [], color=_TRACKS[t % len(_TRACKS)], marker=MARKERS[t % len(MARKERS)], ms=3.2, lw=0.8)
+        Line2D([], [], color=_TRACKS[t % len(_TRACKS)], marker=_TRACK_MARKERS[t % len(_TRACK_MARKERS)], ms=3.2, lw=0.8)
         for t in range(len(tracks_))
     ]
     if has_worst:
@@ -1216,7 +1217,7 @@ def draw_all(view: View, folder: Path, y: str = SSIM, say: Callable[[str], None]
             (f"plane{suffix}", f"Privacy and utility{where}", lambda w, d=dataset: privacy_utility(view, d, w, y)),  # type: ignore[misc]
             (f"forest{suffix}", f"Re-identification per method{where}", lambda w, d=dataset: forest(view, d, w)),  # type: ignore[misc]
             *(
-                [(f"ladder{suffix}", f"Attackers of rising knowledge{where}", lambda w, d=dataset: ladder(view, d, w))]  # type: ignore[misc]
+                [(f"ladder{suffix}", f"Attackers of rising knowledge{where}", lambda w, d=dataset: ladder(view, d, w))]
                 if len(view.attackers) > 1
                 else []
             ),

@@ -63,6 +63,9 @@ PRIORITY = (
 _SUPERSCRIPT = dict(zip("abcdefghijklmnoprstuvwxyz", "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ", strict=True))
 
 
+#: Quantities that the main table has of the first attacker alone.
+_OF_THE_FIRST = (RANK1, "reid.eer", "reid.tmr@fmr=0.01")
+_FIRST = "Rank-1, EER and TMR are those of the attacker"
 _REALISED = "“at x”: the FMR in % that the fixed threshold really gave."
 _WHOSE = "In parentheses: whose figure the worst case is (+ n: so many others tie); an untrusted or mis-trained attack is no candidate."
 
@@ -141,7 +144,11 @@ class Table:
         used = {m for line in lines for m in line.marks} | {m for line in lines for c in line.cells for m in c.marks}
         rows = [c.row for line in lines for c in line.cells if c.row is not None]
         fixed, worst = any(r.realised_fmr is not None for r in rows), any(r.metric == WORST for r in rows)
-        notes = [n for n in self.notes if (fixed or n != _REALISED) and (worst or n != _WHOSE)]
+        first = any(self.columns[i].metric in _OF_THE_FIRST for i in columns)
+        notes = [
+            n for n in self.notes
+            if (fixed or n != _REALISED) and (worst or n != _WHOSE) and (first or not n.startswith(_FIRST))
+        ]  # fmt: skip
         return replace(
             self,
             columns=tuple(self.columns[i] for i in columns),
@@ -393,10 +400,10 @@ def main_table(view: View, dataset: str) -> Table:
         lines.append(Line(method, marks, tuple(cells)))
     chance = chance_line(view, dataset, columns)
     rows = [c.row for line in lines for c in line.cells if c.row is not None]
-    further = ()
+    further: tuple[str, ...] = ()
     if several and any(k.attacker for k in picked if k.metric != WORST):
         who = plain(view.attackers[0])
-        further = (f"Rank-1, EER and TMR are those of the attacker “{who}”; the table of attackers has the others.",)
+        further = (f"{_FIRST} “{who}”; the table of attackers has the others.",)
     return Table(
         title="Privacy and utility" + (f", {dataset}" if len(view.datasets) > 1 else ""),
         dataset=dataset,

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,8 +82,13 @@ def plain(text: object) -> str:
 
     Names come from suites and plug-ins; an escape sequence in one must not reach a terminal.
     """
+    return _plain(str(text))
+
+
+@lru_cache(maxsize=4096)  # a big run has few texts in many cells
+def _plain(text: str) -> str:
     out = []
-    for char in str(text):
+    for char in text:
         kind = unicodedata.category(char)
         if char.isspace():
             out.append(" " if char != "\u00a0" else char)
@@ -201,7 +206,8 @@ _ASIDE = re.compile(
 )
 
 
-def parts(note: str) -> list[str]:
+@lru_cache(maxsize=4096)
+def parts(note: str) -> tuple[str, ...]:
     """A note in its parts: split at semicolons that are not in brackets."""
     out, depth, start = [], 0, 0
     for i, char in enumerate(note):
@@ -209,7 +215,7 @@ def parts(note: str) -> list[str]:
         if char == ";" and not depth:
             out.append(note[start:i])
             start = i + 1
-    return [p for p in (x.strip() for x in (*out, note[start:])) if p]
+    return tuple(p for p in (x.strip() for x in (*out, note[start:])) if p)
 
 
 def remarks(row: Row) -> list[str]:

@@ -137,7 +137,7 @@ def rows(
             **{count: round(x[np.isin(labels, found.groups)].sum()) for count, x in lost.items()},
         )
         unknown = int(np.count_nonzero((labels == "") & (trials > 0)))
-        said = [f"{unknown} persons are in no group of {name}"] if unknown else []
+        said = [f"{unknown} {'person is' if unknown == 1 else 'persons are'} in no group of {name}"] if unknown else []
         if found.p is not None:
             family = f", {corrected[name]:.3g} by Holm over {len(tested)} groupings" if len(tested) > 1 else ""
             said = [

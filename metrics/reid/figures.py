@@ -17,7 +17,7 @@ from deidbench.metrics.reid.comparison import Comparison
 from deidbench.records import Curve, Row
 from deidbench.stats import calibration, intervals, linkability
 from deidbench.stats.intervals import Interval
-from deidbench.stats.pairs import AUC_BINS, EXACT_AUC_PERSONS, Pairs, bootstrap_all, bootstrap_pair_rate
+from deidbench.stats.pairs import AUC_BINS, EXACT_AUC_PERSONS, Pairs, bootstrap_all, bootstrap_pair_rate, recentred
 from deidbench.types import Floats
 
 if TYPE_CHECKING:
@@ -117,9 +117,11 @@ class Figures:
         how = {
             "eer": "person bootstrap of pairs, threshold recomputed",
             "auc": f"person bootstrap of pairs{binned}",
-            "cllr_min": f"person bootstrap of pairs, {AUC_BINS} score bins",
-            "d_sys": f"person bootstrap of pairs, {linked.bins} bins, omega 1",
+            "cllr_min": f"person bootstrap of pairs about the figure itself, {AUC_BINS} score bins",
+            "d_sys": f"person bootstrap of pairs about the figure itself, {linked.bins} bins, omega 1",
         }
+        for name in ("cllr_min", "d_sys"):
+            replicates[name] = recentred(replicates[name], values[name])
         out = []
         for name, row in rows.items():
             if name == "d_sys":

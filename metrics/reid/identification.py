@@ -44,15 +44,48 @@ def standings(
     scores: float32 (n_probes, n_gallery), NaN where a probe or gallery row had no embedding.  same_image: (n_probes,)
     column of the probe's own image, which takes no part, -1 for none.
     """
-    s = np.array(scores, np.float32)
+    s = np.asarray(scores, np.float32)
+    if np.isnan(s).any():
+        return _standings_with_gaps(s, probe_person, gallery_person, same_image)
+    n = len(s)
+    rows = np.flatnonzero(same_image >= 0)
+    columns = same_image[rows]
+    # The mates of all probes as (row, column): they are few, so they are looked up, and the others only counted.
+    order = np.argsort(gallery_person, kind="stable")
+    person = gallery_person[order]
+    first, last = np.searchsorted(person, probe_person, "left"), np.searchsorted(person, probe_person, "right")
+    count = last - first
+    r = np.repeat(np.arange(n), count)
+    c = order[np.arange(len(r)) - np.repeat(np.cumsum(count) - count - first, count)]
+    keep = c != same_image[r]
+    r, c = r[keep], c[keep]
+    mate = s[r, c]
+    best = np.full(n, -np.inf, np.float32)
+    np.maximum.at(best, r, mate)
+    tied_mates = np.bincount(r[mate == best[r]], minlength=n).astype(np.int64)
+    level = best[:, None]
+    above, at_least = (x.view(np.uint8).sum(1, dtype=np.uint32).astype(np.int64) for x in (s > level, s >= level))
+    own, best_own = s[rows, columns], best[rows]  # the probe's own image takes no part
+    above[rows] -= own > best_own
+    at_least[rows] -= own >= best_own
+    return Standing(above, at_least - above - tied_mates, tied_mates)
+
+
+def _standings_with_gaps(
+    scores: Floats,
+    probe_person: npt.NDArray[np.intp],
+    gallery_person: npt.NDArray[np.intp],
+    same_image: npt.NDArray[np.intp],
+) -> Standing:
+    """:func:`standings` where some scores are NaN."""
+    s = scores.copy()
     rows = np.flatnonzero(same_image >= 0)
     columns = same_image[rows]
     missing = np.isnan(s)
-    if missing.any():
-        s[missing] = -np.inf  # an unusable gallery image ranks last ...
-        known = ~missing
-        known[rows, columns] = False
-        s[~known.any(1)] = 0  # ... and where nothing is known, all tie
+    s[missing] = -np.inf  # an unusable gallery image ranks last ...
+    known = ~missing
+    known[rows, columns] = False
+    s[~known.any(1)] = 0  # ... and where nothing is known, all tie
     s[rows, columns] = np.nan  # neither above, nor tied
     mate = probe_person[:, None] == gallery_person[None, :]
     mate[rows, columns] = False

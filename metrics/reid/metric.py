@@ -52,7 +52,7 @@ def _quantities(ranks: Sequence[int], targets: Sequence[float], searches: Sequen
         q("eer", "Equal error rate of the attacker", True),
         q("auc", "Area under the attacker's ROC curve", False),
         q("cllr_min", "Minimum log-likelihood-ratio cost of the attacker's scores (1: they say nothing)", True, "bit"),
-        q("d_sys", "Linkability D_sys (0: scores of mates and strangers look alike, 1: fully linkable)", False),
+        q("d_sys", "Linkability D_sys (0: scores of mates and strangers look alike, 1: fully linkable)", False, "index"),
         *(q(f"tmr@fmr={x:g}", f"True match rate at the threshold {beforehand} for FMR {x:g}", False) for x in targets),
         *(q(f"fnmr@fmr={x:g}", f"False non-match rate at the threshold {beforehand} for FMR {x:g}", True) for x in targets),
         *(q(f"fmr@fmr={x:g}", f"False match rate realised at the threshold {beforehand} for FMR {x:g}", None) for x in targets),
