@@ -920,8 +920,12 @@ def ladder(view: View, dataset: str, width: float = COLUMN) -> Drawing | str:
     found = {(m.label, a): view.strongest(dataset, m.label, a) for m in view.methods for a in attackers}
     if len(attackers) < 2:
         return "this run has one attacker only"
-    if all(r is None or r.value is None for r in found.values()):
+    shown = [a for a in attackers if any((r := found[m.label, a]) is not None and r.value is not None for m in view.methods)]
+    if not shown:
         return "no attacker has a rank-1 figure"
+    # Who could not attack anything (nobody to learn from) is named below and takes no room.
+    idle = [a for a in attackers if a not in shown] if len(shown) > 1 else []
+    attackers = [a for a in attackers if a not in idle]
     wide = width > 5
     methods = view.methods
     labels = [shorten(m.label, 30 if wide else 18) for m in methods]
@@ -1033,6 +1037,7 @@ def ladder(view: View, dataset: str, width: float = COLUMN) -> Drawing | str:
         f"Framed: the strongest attack on a method.{guess}"
         + (" In brackets: the attacker is mis-trained or failed its sanity check." if doubted else "")
         + (" Hatched: not carried out, or no figure; the table of attackers says why." if absent else "")
+        + (f" Not carried out at all: {listing([plain(a) for a in idle], 9)}." if idle else "")
     )
     return Drawing(
         figure, caption, f"Heat map of {len(methods)} methods by {len(attackers)} attackers. {'; '.join(words)}.{guess}"

@@ -227,6 +227,14 @@ def seeded(seed: int, threads: int = 1) -> Iterator[None]:
         torch.set_rng_state(state)
 
 
+def running_mean(net: torch.nn.Module) -> torch.optim.swa_utils.AveragedModel:
+    """A copy of ``net`` that keeps the exponential mean of its weights and batch statistics over about the last 50 updates."""
+    import torch
+
+    average = torch.optim.swa_utils.get_ema_multi_avg_fn(0.98)  # type: ignore[no-untyped-call]
+    return torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=average, use_buffers=True)
+
+
 def arcface(cosine: torch.Tensor, person: torch.Tensor, scale: float, margin: float) -> torch.Tensor:
     """Additive angular margin loss (Deng et al., ArcFace, CVPR 2019, eq. 3): mean over a batch.
 

@@ -17,6 +17,7 @@ from deidbench.metrics.reid._learning import (
     enough,
     joined_columns,
     reciprocal_rank,
+    running_mean,
     seeded,
     unit,
     who,
@@ -92,7 +93,7 @@ class ArcfaceHead(TrainedAttacker):
             classes = torch.nn.Parameter(torch.nn.functional.normalize(classes))
             optimiser = torch.optim.AdamW([*net.parameters(), classes], lr=self.rate, weight_decay=1e-2)
             schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, self.rate, total_steps=max(2, self.steps), pct_start=0.1)
-            mean = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.98))
+            mean = running_mean(net)
             best, self.step_, waited = -1.0, 0, 0
             for step in range(self.steps + 1):
                 if step % self.check == 0 or step == self.steps:

@@ -131,7 +131,7 @@ class Finetune(TrainedAttacker):
                 if target is not None:
                     loss = loss + self.teacher * (1 - (features * target[rows]).sum(1)).mean()
                 optimiser.zero_grad(set_to_none=True)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
                 schedule.step()
                 self.losses_.append(float(loss.detach()))
