@@ -14,7 +14,7 @@ from deidbench.runner import Options, run_suite
 from deidbench.suite import load_suite
 
 REFERENCE = Path(__file__).resolve().parent.parent / "results" / "reference" / "demo"
-KEY = ["method", "metric", "recognizer", "attacker", "convention"]
+KEY = ["method", "metric", "recognizer", "attacker", "convention", "label"]
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +22,9 @@ def rows() -> pd.DataFrame:
     return read_run(REFERENCE).rows
 
 
-def _value(rows: pd.DataFrame, method: str, metric: str, recognizer: str) -> pd.Series:
-    chosen = rows[
-        (rows.method == method) & (rows.metric == metric) & (rows.recognizer == recognizer) & (rows.convention == "headline")
-    ]
+def _value(rows: pd.DataFrame, method: str, metric: str, recognizer: str, attacker: str = "ignorant") -> pd.Series:
+    mine = rows[(rows.method == method) & (rows.metric == metric) & (rows.attacker == attacker)]
+    chosen = mine[(mine.recognizer == recognizer) & (mine.convention == "headline")]
     assert len(chosen) == 1
     return chosen.iloc[0]
 
@@ -68,11 +67,28 @@ def test_a_face_that_no_detector_finds_is_still_attacked(rows: pd.DataFrame) -> 
         (rows.method == "blur 0.12")
         & (rows.metric == "reid.rank1")
         & (rows.recognizer == "sface")
+        & (rows.attacker == "ignorant")
         & (rows.convention == "fta_as_miss")
     ].iloc[0]
     assert headline.n_fta / headline.n_images > 0.9
     assert miss.value < headline.value / 3
     assert headline.n_images == miss.n_images == 400
+
+
+@pytest.mark.parametrize("method", ["ganonymization", "mask", "blur 0.12", "pixelate 0.15", "noise"])
+def test_who_anonymises_his_gallery_sees_more(rows: pd.DataFrame, method: str) -> None:
+    """What blinds a stock recogniser with clear photographs does not blind one with anonymised photographs."""
+    ignorant, lazy = (_value(rows, method, "reid.rank1", "sface", a) for a in ("ignorant", "lazy-informed"))
+    assert lazy.lo > ignorant.hi
+    worst = rows[(rows.method == method) & (rows.metric == "reid.worst_rank1")].iloc[0]
+    assert worst.value >= lazy.value
+    assert "lazy-informed" in worst.note
+
+
+def test_what_could_not_be_attacked_is_said(rows: pd.DataFrame) -> None:
+    learners = rows[(rows.attacker == "pixel-cnn") & (rows.metric == "reid.rank1")]
+    assert len(learners) and learners.value.isna().all()
+    assert learners.reason.str.contains("no persons of role attacker_train").all()
 
 
 @pytest.mark.slow
@@ -90,6 +106,6 @@ def test_a_fresh_run_gives_the_same_figures(tmp_path: Path, rows: pd.DataFrame) 
 
 def test_pictures_in_the_readme_are_there() -> None:
     text = (REFERENCE.parents[2] / "README.md").read_text("utf-8")
-    for name in ("plane.png", "samples.png"):
+    for name in ("forest.png", "plane.png", "samples.png"):
         assert f"results/reference/demo/{name}" in text
         assert (REFERENCE / name).read_bytes().startswith(b"\x89PNG")
