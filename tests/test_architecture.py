@@ -118,7 +118,14 @@ def test_version_and_typed() -> None:
     assert (ROOT / "bench" / "py.typed").exists()
 
 
-def test_the_protocol_is_frozen() -> None:
-    """deidbench-v1 never changes: figures of two papers are compared by it.  A new protocol gets a new name."""
-    text = (ROOT / "bench" / "suites" / "deidbench-v1.toml").read_bytes()
-    assert hashlib.sha256(text).hexdigest() == "2bd89023c17baf9c583a8e7acff6625275b07aedf14fcc81ee22d4dcf156ffb6"
+@pytest.mark.parametrize(
+    ("protocol", "sha256"),
+    [
+        ("deidbench-v1", "2bd89023c17baf9c583a8e7acff6625275b07aedf14fcc81ee22d4dcf156ffb6"),
+        ("deidbench-v2", "bc893dd8f44d5d7b6bb69d9fa35387ae5ad93509fba558e0d82f6861e83b1480"),
+    ],
+)
+def test_protocols_are_frozen(protocol: str, sha256: str) -> None:
+    """They never change: figures of two papers are compared by them.  A new protocol gets a new name."""
+    text = (ROOT / "bench" / "suites" / f"{protocol}.toml").read_bytes()
+    assert hashlib.sha256(text).hexdigest() == sha256

@@ -87,7 +87,7 @@ class Reverser(TrainedAttacker):
     width: its first block's channels.  batch: pairs per step.  device: "cpu", "cuda" or "auto", for the U-Net.
     """
 
-    version = "1"
+    version = "2"
     knows = (
         "has the anonymizer, learns to undo it from pairs of other persons' faces before and after, and enrols clear photographs; "
         "a stock recogniser"
@@ -113,7 +113,7 @@ class Reverser(TrainedAttacker):
         """See :meth:`TrainedAttacker.fit`.  Raises ValueError where tables have no crops or the recogniser was not handed over."""
         if recognizer not in training.recognizers:
             raise ValueError(f"recognizer {recognizer!r} was not given to the reverser")
-        self.recognizer_ = training.recognizers[recognizer]
+        self.recognizer_, self.column_ = training.recognizers[recognizer], recognizer
         learn = _pairs(training.anonymised, training.clear)
         held = _pairs(training.held_out_anonymised, training.held_out_clear)
         if len(learn.clear) < LEAST_PAIRS or len(held.clear) == 0:
@@ -121,13 +121,14 @@ class Reverser(TrainedAttacker):
                 f"{len(learn.clear)} pairs of released images to learn from and {len(held.clear)} held out: "
                 f"the reverser needs {LEAST_PAIRS} and 1"
             )
-        gallery = self._embed(held.clear)
+        both = np.flatnonzero(~training.held_out_anonymised.withheld & ~training.held_out_clear.withheld)
+        gallery = self._seen(training.held_out_clear, both)
         tried: list[Candidate] = []
         for title, restorer in self._ways(learn, held, seed):
             restored = restorer.restore(held.anonymised)
-            tried.append(
-                Candidate(title, restorer, _rank1(gallery, self._embed(restored), held.subjects), _error(restored, held.clear))
-            )
+            as_it_is = isinstance(restorer, AsItIs)
+            probes = self._seen(training.held_out_anonymised, both) if as_it_is else self._embed(restored)
+            tried.append(Candidate(title, restorer, _rank1(gallery, probes, held.subjects), _error(restored, held.clear)))
             if _is_exact(restored, held.clear):
                 break
         self.tried_ = tried
@@ -180,10 +181,11 @@ class Reverser(TrainedAttacker):
         better before: like is compared with like (dlib on 30 held-out persons of CelebA-HQ, rank-1 after ridge regression:
         14 x 14 pixelation 0.27 against 0.25 with a gallery cut out of the photographs, blur 0.15 against 0.13).
         """
-        crops = _crops(table)
         released = np.flatnonzero(~table.withheld)
-        shown = crops[released]
-        embedded = self._embed(shown if enrolled else self.best_.restorer.restore(shown))
+        if enrolled or isinstance(self.best_.restorer, AsItIs):
+            embedded = self._seen(table, released)
+        else:
+            embedded = self._embed(self.best_.restorer.restore(_crops(table)[released]))
         out = np.full((table.n, embedded.shape[1]), np.nan, np.float32)
         out[released] = embedded
         return out
@@ -195,6 +197,12 @@ class Reverser(TrainedAttacker):
         others = [f"{c.title} {_figure(c)}" for c in self.tried_ if c is not self.best_]
         more = f" ({'; '.join(others)})" if others else ""
         return f"{self.best_.title}, held-out {_figure(self.best_)}{more}"
+
+    def _seen(self, table: Table, rows: npt.NDArray[np.intp]) -> Floats:
+        """Embeddings of some of the table's own pictures; a recogniser with this very crop has embedded them before."""
+        if self.recognizer_.crop == CROP and self.column_ in table.embeddings:
+            return table.embeddings[self.column_][rows]
+        return self._embed(_crops(table)[rows])
 
     def _embed(self, crops: Crops) -> Floats:
         """Embeddings of crops cut by :data:`CROP`, float32 (n, d); pictures that are alike are embedded once."""
