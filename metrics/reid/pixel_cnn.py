@@ -180,7 +180,8 @@ class _Linear:
 
 def evened_sides(small: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Each picture's mean with its mirror image: takes out light from one side and turned heads, and halves what is to be learnt."""
-    return np.rint((small.astype(np.float32) + small[:, :, ::-1]) / 2).astype(np.uint8)
+    out: npt.NDArray[np.uint8] = np.rint((small.astype(np.float32) + small[:, :, ::-1]) / 2).astype(np.uint8)
+    return out
 
 
 def _linear(small: npt.NDArray[np.uint8], person: Labels, unseen: npt.NDArray[np.uint8], unseen_person: Labels) -> _Linear:
@@ -213,7 +214,7 @@ class PixelCnn(TrainedAttacker):
     width: channels of the first stage.  teacher: weight of the second loss, 0 for none.
 
     The defaults suit some hundred images and take about a minute.  For thousands: ``steps = 2000, check = 500, rate =
-    3e-3`` (a few minutes of one core), better ``steps = 5000``.
+    3e-3`` (about five minutes of one core).
     """
 
     version = "1"
