@@ -17,6 +17,7 @@ import json
 import os
 import queue
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -372,6 +373,18 @@ class Resident:
             while line := stream.readline(_LINE):
                 self._words.append(line.decode(errors="replace")[-_TAIL_CHARS:])
 
+    def _settle(self, patience: float = 0.5) -> None:
+        """Waits until what it has written to standard error is read: an answer may overtake the words that belong to it."""
+        quiet, end = 0, time.monotonic() + patience
+        while quiet < 2 and time.monotonic() < end:
+            before = len(self._words)
+            time.sleep(0.001)
+            with suppress(OSError, ValueError):  # no select on pipes there
+                if select.select([self._process.stderr], [], [], 0)[0] or len(self._words) != before:
+                    quiet = 0
+                    continue
+            quiet += 1
+
     def last_words(self) -> str:
         """The tail of what it wrote."""
         return tail("".join(list(self._words)))
@@ -381,6 +394,7 @@ class Resident:
         self._asked += 1
         line = json.dumps({**request, "id": self._asked}) + "\n"
         if self.runs:
+            self._settle()
             self._words.clear()  # the last words in a report are those about this request
         try:
             self._stdin.write(line.encode())

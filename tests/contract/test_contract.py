@@ -184,6 +184,7 @@ def test_fingerprint_changes_with_every_parameter_and_with_nothing_else(anonymiz
     other: dict[str, Any] = {
         "region": "box", "channels": "independent", "colour": (9, 9, 9), "checkpoint": str(tmp_path / "other.safetensors"),
         "output": "crop", "detector": "mtcnn", "landmarks": "crop", "size": 128, "device": "cpu", "precision": "bf16",
+        "unit": "pixel",
     }  # fmt: skip
     (tmp_path / "other.safetensors").write_bytes(b"another file")
     for key, value in params.items():
