@@ -375,12 +375,14 @@ class Resident:
 
     def _settle(self, patience: float = 0.5) -> None:
         """Waits until what it has written to standard error is read: an answer may overtake the words that belong to it."""
+        stream = self._process.stderr
+        assert stream is not None
         quiet, end = 0, time.monotonic() + patience
         while quiet < 2 and time.monotonic() < end:
             before = len(self._words)
             time.sleep(0.001)
             with suppress(OSError, ValueError):  # no select on pipes there
-                if select.select([self._process.stderr], [], [], 0)[0] or len(self._words) != before:
+                if select.select([stream], [], [], 0)[0] or len(self._words) != before:
                     quiet = 0
                     continue
             quiet += 1
