@@ -38,7 +38,7 @@ from deidbench.types import Anonymized, Box, CropSpec, Face, FaceResult, Image, 
 if TYPE_CHECKING:
     from deidbench.anonymizers.base import Anonymizer
     from deidbench.metrics.base import Metric
-    from deidbench.metrics.models.base import Recognizer
+    from deidbench.metrics.models.base import Classifier, Recognizer
 
 #: Part of every key; raise it when reading an image gives other pixels than before.
 DECODE_VERSION = "1"
@@ -57,10 +57,13 @@ CLEAR = -1
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """All that a worker needs; picklable, nothing in it is loaded yet."""
+    """All that a worker needs; picklable, nothing in it is loaded yet.
+
+    recognizers: whatever turns an aligned face into a vector: recognisers first, then the raw pixels, then classifiers.
+    """
 
     methods: tuple[Anonymizer, ...]
-    recognizers: tuple[Recognizer, ...]
+    recognizers: tuple[Recognizer | Classifier, ...]
     metrics: tuple[Metric, ...]
     finder: FaceFinder
     seed: int
@@ -163,7 +166,14 @@ class Keys:
         )
 
     def measure(self, metric: int) -> str:
-        return key("measure", source=self.source, clear=self.clear_faces, metric=self._f.metrics[metric], box=self._box)
+        return key(
+            "measure",
+            source=self.source,
+            faces=self.faces,
+            clear=self.clear_faces,
+            metric=self._f.metrics[metric],
+            box=self._box,
+        )
 
 
 class Fingerprints:
@@ -354,7 +364,7 @@ class _Batch:
             faces = self.acquire(released, outputs)
             self.embed([(s, outputs[s.id], faces[s.id]) for s in released])
             if self.task.evaluated:
-                self.measure(released)
+                self.measure(released, faces)
         with _timed(self.outcome, "store"):
             if self.new:
                 self.worker.store.put_many(self.new)
@@ -569,7 +579,7 @@ class _Batch:
             for (k, _, _), i in zip(todo, where, strict=True):
                 self.new[k] = np.ascontiguousarray(embeddings[i]).tobytes()
 
-    def measure(self, samples: Sequence[Sample]) -> None:
+    def measure(self, samples: Sequence[Sample], faces: Mapping[str, Sequence[Face]]) -> None:
         for m, metric in enumerate(self.plan.metrics):
             if not metric.measures:
                 continue
@@ -579,11 +589,15 @@ class _Batch:
                 if k in present:
                     continue
                 original, output = self.clear(s), self.picture(s)
+                found = subject_face(faces[s.id], self.plan.box(s))
                 if output.shape != original.shape:
+                    (h, w), (to_h, to_w) = output.shape[:2], original.shape[:2]
                     output = resized(output, original.shape)
+                    if found is not None:
+                        found = moved(found, np.array([[to_w / w, 0.0, 0.0], [0.0, to_h / h, 0.0]]))
                 face = subject_face(self.clear_faces([s])[s.id], self.plan.box(s))
                 with _timed(self.outcome, f"measure {metric.name}"):
-                    values = dict(metric.measure(original, output, face))
+                    values = dict(metric.measure(original, output, face, found))
                 self.outcome.computed["measure"] += 1
                 if set(values) != set(metric.measures):
                     raise DeidbenchError(

@@ -52,8 +52,9 @@ if TYPE_CHECKING:
 
     from deidbench.datasets.base import Dataset
     from deidbench.metrics.base import Background, Findings, Metric, PlannedAttack, Protocol, Table
-    from deidbench.metrics.models.base import Recognizer
+    from deidbench.metrics.models.base import Classifier, Recognizer
     from deidbench.metrics.reid.training import Attempt
+    from deidbench.suite import PartTable
 
 
 #: Root mean square difference of two thumbnails, in levels of 255, up to which two pictures are looked at closely.
@@ -126,15 +127,16 @@ class _Run:
         file = self.suite.file
         self.dataset = kinds.datasets.create(file.dataset.name, **file.dataset.params)
         methods = tuple(kinds.anonymizers.create(m.name, **m.params) for m in self.suite.methods)
-        recognizers = tuple(kinds.recognizers.create(r.name, **r.params) for r in file.recognizers)
+        self.recognizers = recognizers = tuple(kinds.recognizers.create(r.name, **r.params) for r in file.recognizers)
         metrics = tuple(kinds.metrics.create(m.name, **m.params) for m in file.metrics)
-        parts: tuple[Dataset | Recognizer, ...] = (self.dataset, *recognizers)
+        self.classifiers = tuple(kinds.classifiers.create(c.name, **c.params) for c in file.classifiers)
+        parts: tuple[Dataset | Recognizer | Classifier, ...] = (self.dataset, *recognizers, *self.classifiers)
         for part in parts:
             if problem := part.missing():
                 raise MissingError(f"{part.name} is not ready: {problem}", "deidbench doctor shows what is ready")
         self.metrics = metrics
-        names = [r.name + (f":{r.params['variant']}" if "variant" in r.params else "") for r in file.recognizers]
-        self.recognizer_names = [n if names.count(n) == 1 else f"{n}#{i}" for i, n in enumerate(names)]
+        self.recognizer_names = _names(file.recognizers)
+        self.classifier_names = _names(file.classifiers)
         for method in methods:
             method.validate()
         attacks = [a for metric in metrics for a in metric.attacks(self.recognizer_names)]
@@ -147,7 +149,7 @@ class _Run:
         self.workers = self.options.workers or cores()
         self.plan = Plan(
             methods=methods,
-            recognizers=(*recognizers, AlignedPixels()) if self.pixels else recognizers,
+            recognizers=(*recognizers, *((AlignedPixels(),) if self.pixels else ()), *self.classifiers),
             metrics=metrics,
             finder=FaceFinder(file.faces.min_score, file.faces.tile_from),
             seed=file.protocol.seed,
@@ -157,6 +159,8 @@ class _Run:
             level=file.protocol.level,
         )
         self.fingerprints = Fingerprints(self.plan)
+        #: How many vectors of an image attackers see; what classifiers say comes after them.
+        self.seen = len(recognizers) + int(self.pixels)
 
     # -- the stages --------------------------------------------------------------------------------------------
     def run(self) -> Result:
@@ -406,21 +410,32 @@ class _Run:
 
     def _table(self, label: str, state: Mapping[str, _State], samples: Sequence[Sample], *, pixels: bool = False) -> Table:
         """Columns of one method (or of the clear images) for some samples.  pixels: with the aligned crops."""
-        from deidbench.metrics.base import Table
+        from deidbench.metrics.base import Reading, Table
         from deidbench.metrics.reid.base import CROP
 
         n = len(samples)
         states = [state[s.id] for s in samples]
         stock = len(self.recognizer_names)
-        data = self.store.get_many(k for st in states for k in (*st.embeddings[:stock], *st.measures))
+        data = self.store.get_many(
+            k for st in states for k in (*st.embeddings[:stock], *st.embeddings[self.seen :], *st.measures)
+        )
         embeddings: dict[str, np.ndarray[Any, np.dtype[np.float32]]] = {}
-        for r, name in enumerate(self.recognizer_names):
+
+        def column(r: int, least: int) -> np.ndarray[Any, np.dtype[np.float32]]:
             vectors = {i: unpack_embedding(data[st.embeddings[r]]) for i, st in enumerate(states) if st.embeddings}
-            dim = len(next(iter(vectors.values()))) if vectors else 1
-            column = np.full((n, dim), np.nan, np.float32)
+            dim = len(next(iter(vectors.values()))) if vectors else least
+            out = np.full((n, dim), np.nan, np.float32)
             for i, v in vectors.items():
-                column[i] = v
-            embeddings[name] = column
+                out[i] = v
+            return out
+
+        for r, name in enumerate(self.recognizer_names):
+            embeddings[name] = column(r, 1)
+        readings = {}
+        for c, (name, classifier) in enumerate(zip(self.classifier_names, self.classifiers, strict=True)):
+            many = len(classifier.labels)
+            said = column(self.seen + c, many)
+            readings[name] = Reading(classifier.task, tuple(classifier.labels), said[:, :many], said[:, many:])
         crops = None
         if pixels:
             crops = np.zeros((n, CROP.size, CROP.size, 3), np.uint8)
@@ -456,6 +471,7 @@ class _Run:
             groups={g: np.array([s.groups.get(g, "") for s in samples], np.str_) for g in groups},
             crops=crops,
             copies=np.array([st.copy_of for st in states], np.str_),
+            readings=readings,
         )
 
     # -- scores ------------------------------------------------------------------------------------------------
@@ -507,7 +523,23 @@ class _Run:
         for k in keys:
             record = json.loads(stored[k])
             found.append(Findings([Row(**r) for r in record["rows"]], [Curve(**c) for c in record["curves"]]))
-        return [self._judged(f, self.tables[i // len(self.plan.metrics)]) for i, f in enumerate(found)]
+        overlaps = {name: o for name, c in zip(self.classifier_names, self.classifiers, strict=True) if (o := self._overlap(c))}
+        self.overlaps = overlaps
+        return [_flagged(self._judged(f, self.tables[i // len(self.plan.metrics)]), overlaps) for i, f in enumerate(found)]
+
+    def _overlap(self, classifier: Classifier) -> str:
+        """In words, which of the evaluated images and persons a classifier learnt from; empty where none are known."""
+        lessons = classifier.lessons()
+        images = sum(s.sha256 in lessons.images or s.sha256[:16] in lessons.images for s in self.samples)
+        # a folder is known by its own name; whoever renames it is still found out by the images' hashes
+        called = [self.dataset.name, Path(str(getattr(self.dataset, "root", ""))).name]
+        data = [c.lower().replace("-", "_") for c in called]
+        learnt = {p for name, persons in lessons.persons.items() if any(d.startswith(name) for d in data) for p in persons}
+        persons = len({s.subject_id for s in self.samples} & learnt)
+        if not images and not persons:
+            return ""
+        total = len({s.subject_id for s in self.samples})
+        return f"the classifier learnt from {images} of the {len(self.samples)} images and {persons} of the {total} persons under evaluation"
 
     def _judged(self, findings: Findings, table: Table) -> Findings:
         """A method whose outputs are its inputs, or other images of the data set, is named; its figures are not published."""
@@ -541,7 +573,7 @@ class _Run:
         from deidbench.metrics.reid import training
 
         planned = [a for metric in self.metrics for a in metric.attacks(self.recognizer_names)]
-        stock = dict(zip(self.recognizer_names, self.plan.recognizers, strict=False))
+        stock = dict(zip(self.recognizer_names, self.recognizers, strict=True))
         self.attempt_keys: list[list[str]] = [[] for _ in self.plan.methods]
         if not self.background:
             return [Background(reason=self.no_background) for _ in self.plan.methods]
@@ -557,7 +589,7 @@ class _Run:
                         version=training.VERSION,
                         attacker=[a.attacker.name, a.attacker.version, a.attacker.params()],
                         recognizer=a.recognizer,
-                        recognizers=self.fingerprints.recognizers,
+                        recognizers=self.fingerprints.recognizers[: self.seen],
                         seed=[self.protocol.seed, number],
                         tables=[*clear, *tables],
                     )
@@ -602,7 +634,7 @@ class _Run:
 
     def _identity(self, state: Mapping[str, _State], samples: Sequence[Sample]) -> str:
         """Hash of all that attackers see of some samples, without reading any of it."""
-        lines = [[s.id, s.subject_id, *state[s.id].embeddings] for s in samples]
+        lines = [[s.id, s.subject_id, *state[s.id].embeddings[: self.seen]] for s in samples]
         return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
 
     # -- throughput --------------------------------------------------------------------------------------------
@@ -714,6 +746,12 @@ class _Run:
                  "licence": r.licence, "trained_on": list(r.trained_on), "params": r.params()}
                 for name, r, f in zip(self.recognizer_names, self.plan.recognizers, self.fingerprints.recognizers, strict=False)
             ],
+            "classifiers": [
+                {"name": name, "task": c.task, "labels": list(c.labels), "fingerprint": f, "weights_sha256": c.weights_sha256(), "runtime": c.runtime(),
+                 "citation": c.citation, "licence": c.licence, "trained_on": list(c.trained_on), "params": c.params(),
+                 "overlap": self.overlaps.get(name, ""), "lessons": {"images": len(c.lessons().images), "persons": {k: len(v) for k, v in c.lessons().persons.items()}}}
+                for name, c, f in zip(self.classifier_names, self.classifiers, self.fingerprints.recognizers[self.seen :], strict=True)
+            ],
             "metrics": [{"name": m.name, "version": m.version, "params": m.params(), "citation": m.citation} for m in self.plan.metrics],
             "finder": self.fingerprints.finder,
             "environment": environment(),
@@ -821,6 +859,25 @@ class _Stage:
         self.wall[self.name] = time.perf_counter() - self.start
 
 
+def _flagged(findings: Findings, overlaps: Mapping[str, str]) -> Findings:
+    """Figures of a classifier that is asked about what it learnt from are not to be trusted, and say so."""
+    from deidbench.metrics.base import Findings
+
+    rows = [
+        replace(r, trusted=False, note="; ".join(p for p in (f"contaminated: {overlaps[r.recognizer]}", r.note) if p))
+        if r.recognizer in overlaps
+        else r
+        for r in findings.rows
+    ]
+    return Findings(rows, findings.curves)
+
+
+def _names(parts: Sequence[PartTable]) -> list[str]:
+    """What the parts of a suite are called in its results: unique."""
+    names = [p.name + (f":{p.params['variant']}" if "variant" in p.params else "") for p in parts]
+    return [n if names.count(n) == 1 else f"{n}#{i}" for i, n in enumerate(names)]
+
+
 def _score(task: tuple[Metric, Table, Table, Protocol, Background]) -> Findings:
     metric, clear, table, protocol, background = task
     return metric.score(clear, table, protocol, background)
@@ -841,6 +898,10 @@ def _digest(table: Table) -> str:
     for group in ("embeddings", "measures", "attributes", "groups"):
         for name, column in sorted(getattr(table, group).items()):
             add(f"{group}.{name}", column)
+    for name, reading in sorted(table.readings.items()):
+        h.update(f"{name}|{reading.task}|{reading.labels}|".encode())
+        add("probabilities", reading.probabilities)
+        add("features", reading.features)
     if table.emotion is not None:
         add("emotion", table.emotion)
     return h.hexdigest()

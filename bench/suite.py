@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from deidbench.errors import SuiteError
 
 #: Frozen protocols; each is the bundled suite of that name.
-PROTOCOLS = ("deidbench-v1", "deidbench-v2")
+PROTOCOLS = ("deidbench-v1", "deidbench-v2", "deidbench-v3")
 
 
 class _Strict(BaseModel):
@@ -137,6 +137,8 @@ class SuiteFile(_Strict):
     methods: list[MethodTable] = Field(min_length=1)
     recognizers: list[PartTable] = Field(min_length=1)
     metrics: list[PartTable] = Field(min_length=1)
+    #: Of emotions and attributes; metrics of utility read what they say.
+    classifiers: list[PartTable] = []
     faces: FacesTable = FacesTable()
     attackers: AttackersTable = AttackersTable()
     throughput: ThroughputTable = ThroughputTable()
@@ -386,7 +388,7 @@ def _deviations(file: SuiteFile, frozen: SuiteFile) -> tuple[str, ...]:
         for key in type(ours).model_fields:
             if getattr(ours, key) != getattr(theirs, key):
                 found.append(f"{table}.{key} is {getattr(ours, key)}, {frozen.suite.name} has {getattr(theirs, key)}")
-    for table in ("recognizers", "metrics"):
+    for table in ("recognizers", "classifiers", "metrics"):
         for part in getattr(frozen, table):
             if part not in getattr(file, table):
                 found.append(f"{table}: {part.name} is left out or changed")

@@ -65,6 +65,23 @@ class Protocol:
 
 
 @dataclass(frozen=True, eq=False)
+class Reading:
+    """What a classifier read off each of n images; rows are NaN where there was nothing to read (withheld).
+
+    task, labels: see :class:`deidbench.metrics.models.base.Classifier`.  probabilities: float32 (n, len(labels)).
+    features: float32 (n, d), d >= 0.
+    """
+
+    task: str
+    labels: tuple[str, ...]
+    probabilities: npt.NDArray[np.float32]
+    features: npt.NDArray[np.float32]
+
+    def take(self, which: npt.NDArray[np.intp]) -> Reading:
+        return replace(self, probabilities=self.probabilities[which], features=self.features[which])
+
+
+@dataclass(frozen=True, eq=False)
 class Table:
     """Per-image columns of one method on one data set, in the order of the samples; arrays share length n.
 
@@ -76,6 +93,7 @@ class Table:
     groups: e.g. "sex" -> (n,) of "female", "male", "" where unknown.
     crops: uint8 RGB (n, 112, 112, 3), the faces as attackers on raw pixels see them (:data:`deidbench.metrics.reid.base.CROP`),
     0 where nothing was released; None where no attacker asked for pixels.
+    readings: classifier -> what it read off the face that was found in the output (the fallback crop where none was).
     copies: (n,) the id of another image that the output is a copy of, "" as a rule.
     """
 
@@ -93,6 +111,7 @@ class Table:
     groups: Mapping[str, npt.NDArray[np.str_]] = field(default_factory=dict)
     crops: npt.NDArray[np.uint8] | None = None
     copies: npt.NDArray[np.str_] | None = None
+    readings: Mapping[str, Reading] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -118,6 +137,7 @@ class Table:
             emotion=None if self.emotion is None else self.emotion[which],
             crops=None if self.crops is None else self.crops[which],
             copies=None if self.copies is None else self.copies[which],
+            readings={name: reading.take(which) for name, reading in self.readings.items()},
         )
 
 
@@ -178,11 +198,12 @@ class Metric(ABC):
         """Trained attacks whose attempts :meth:`score` finds in :class:`Background`.  recognizers: the suite's, by name."""
         return ()
 
-    def measure(self, original: Image, anonymised: Image, face: Face | None) -> Mapping[str, float]:
+    def measure(self, original: Image, anonymised: Image, face: Face | None, found: Face | None = None) -> Mapping[str, float]:
         """Per-image numbers, one per name in ``measures``; NaN where one cannot be computed.
 
         original, anonymised: RGB uint8 of the same shape (the suite resizes an output of another size).
         face: the subject's face in the original, None where none was found.
+        found: the subject's face as it was found in ``anonymised`` (pixels of that image), None where none was.
         """
         raise NotImplementedError
 

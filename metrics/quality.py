@@ -96,7 +96,7 @@ class Quality(Metric):
         Quantity("quality.psnr_frame", "PSNR, frame", "dB", True, "utility", "quality"),
     )
 
-    def measure(self, original: Image, anonymised: Image, face: Face | None) -> Mapping[str, float]:
+    def measure(self, original: Image, anonymised: Image, face: Face | None, found: Face | None = None) -> Mapping[str, float]:
         """NaN for the face where the original has none, or where the region is smaller than SSIM's window."""
         values = dict.fromkeys(self.measures, math.nan)
         boxes = {"frame": None} if face is None else {"frame": None, "face": face.box.scaled(MARGIN)}

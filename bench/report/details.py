@@ -25,6 +25,7 @@ from deidbench.report.tables import (
     sub_heading,
     whose,
 )
+from deidbench.report.utility import utility_tables
 from deidbench.report.view import (
     CONVENTION_WORDS,
     PIXELS,
@@ -345,6 +346,9 @@ def detail_tables(view: View, dataset: str) -> list[Table]:
     if read:
         tables += read
         rest = [k for k in rest if k not in set(soft)]
+
+    left, rest = utility_tables(view, dataset, rest)
+    tables += left
 
     several = len(view.attackers) > 1
     blocks: dict[tuple[str, str], list[Key]] = {}

@@ -27,7 +27,6 @@ from deidbench.errors import InputError
 from deidbench.records import Row
 from deidbench.report.view import (
     RANK1,
-    SSIM,
     WORST,
     Method,
     View,
@@ -318,10 +317,14 @@ def _percent_axis(axis: Any) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- privacy-utility plane
-def privacy_utility(view: View, dataset: str, width: float = COLUMN, y: str = SSIM, x: str = WORST) -> Drawing | str:
-    """Worst-case re-identification (x, better left) against a utility (y, any quantity), one curve per sweep."""
+def privacy_utility(view: View, dataset: str, width: float = COLUMN, y: str = "", x: str = WORST) -> Drawing | str:
+    """Worst-case re-identification (x, better left) against a utility (y, any quantity), one curve per sweep.
+
+    y: "" for the one that stands for utility in this run.
+    """
     from matplotlib.lines import Line2D
 
+    y = y or view.utility(dataset)
     points: list[tuple[Method, Row, Row]] = []
     missing = []
     for m in view.methods:
@@ -1209,7 +1212,7 @@ def sample_grid(view: View, width: float = COLUMN) -> Drawing | str:
 
 
 # ----------------------------------------------------------------------------------------------------------------- all
-def draw_all(view: View, folder: Path, y: str = SSIM, say: Callable[[str], None] | None = None) -> list[Saved]:
+def draw_all(view: View, folder: Path, y: str = "", say: Callable[[str], None] | None = None) -> list[Saved]:
     """Every figure in both widths and three formats into ``folder``.  What cannot be drawn is listed with its reason."""
     from deidbench.report.view import slug
 

@@ -44,7 +44,19 @@ for (const button of document.querySelectorAll('th button')) {
 """
 
 #: Parts of the run record that have a place of their own on the page; the others are listed under provenance.
-_PLACED = ("schema", "protocol", "dataset", "attackers", "methods", "recognizers", "metrics", "environment", "timings", "suite")
+_PLACED = (
+    "schema",
+    "protocol",
+    "dataset",
+    "attackers",
+    "methods",
+    "recognizers",
+    "classifiers",
+    "metrics",
+    "environment",
+    "timings",
+    "suite",
+)
 
 _STATUSES = ("ok", "passthrough", "copy", "no_face", "no_landmarks", "failed")
 _STATUS_WORDS = {
@@ -250,6 +262,7 @@ def _cited(view: View) -> list[dict[str, Any]]:
             seen.add(mark)
             out.append(_citation("Control" if m.control else "Method", m.group, m.info))
     out += [_citation("Recogniser", str(r.get("name", "")), r) for r in view.entries("recognizers")]
+    out += [_citation("Classifier", str(r.get("name", "")), r) for r in view.entries("classifiers")]
     out += [_citation("Attacker", k.label, {"citation": k.citation}) for k in view.knowledge if k.citation]
     out += [_citation("Metric", str(r.get("name", "")), r) for r in view.entries("metrics")]
     return out
@@ -273,13 +286,13 @@ def _identities(view: View) -> list[tuple[str, str, str]]:
         skip = ("label", "slug", "counts", "citation", "licence", "family", "control", "strength", "trained_on")
         text = "; ".join(f"{k} {v}" for k, v in flat({k: v for k, v in m.info.items() if k not in skip}) if v != "none")
         out.append(("Method", plain(m.label), text))
-    for r in view.entries("recognizers"):
-        text = "; ".join(
-            f"{k} {v}"
-            for k, v in flat({k: v for k, v in r.items() if k not in ("name", "citation", "licence", "trained_on")})
-            if v not in ("none", "–")
-        )
-        out.append(("Recogniser", plain(r.get("name", "")), text))
+    for kind, entries in (("Recogniser", view.entries("recognizers")), ("Classifier", view.entries("classifiers"))):
+        skip = ("name", "citation", "licence", "trained_on", "labels", "overlap", "lessons")
+        for r in entries:
+            text = "; ".join(
+                f"{k} {v}" for k, v in flat({k: v for k, v in r.items() if k not in skip}) if v not in ("none", "–")
+            )
+            out.append((kind, plain(r.get("name", "")), text))
     return [o for o in out if o[2]]
 
 
@@ -407,6 +420,7 @@ def page(view: View, figures: Sequence[Saved], files: Sequence[Path], drawn: boo
         n_methods=sum(not m.control for m in view.methods),
         n_controls=sum(m.control for m in view.methods),
         recognizers=[plain(r) for r in view.stock],
+        classifiers=[plain(c.get("name", "")) for c in view.entries("classifiers")],
         attackers=_attackers(view),
         learnt_from=_learnt_from(view),
         finished=finished,

@@ -19,7 +19,9 @@ from deidbench.report.view import (
     CONVENTION_WORDS,
     PIXELS,
     RANK1,
+    RETENTION,
     SSIM,
+    UAR,
     WORST,
     Key,
     Method,
@@ -45,11 +47,24 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 #: Quantities of the main table, in order; those before the counts that a run does not have are left out.
-MAIN = (WORST, RANK1, "reid.eer", "reid.tmr@fmr=0.01", "reid.fta", "reid.withheld", SSIM, "throughput.faces_per_s")
+MAIN = (
+    WORST,
+    RANK1,
+    "reid.eer",
+    "reid.tmr@fmr=0.01",
+    "reid.fta",
+    "reid.withheld",
+    UAR,
+    RETENTION,
+    SSIM,
+    "throughput.faces_per_s",
+)
 
 #: Which columns go first where there is no room: quantities at the end of the tuple are dropped first.
 PRIORITY = (
     WORST,
+    UAR,
+    RETENTION,
     SSIM,
     "reid.fta",
     RANK1,
@@ -281,6 +296,12 @@ def pick(view: View, dataset: str) -> tuple[list[Key], list[Key]]:
         k for metric in MAIN for k in keys
         if k.metric == metric and k.convention in ("", "headline") and (metric == WORST or k.attacker in ("", first))
     ]  # fmt: skip
+    for metric in (UAR, RETENTION):
+        # one classifier, and the better informed of its two heads; the table of expression has all of them
+        rivals = [k for k in main if k.metric == metric]
+        known = [k for k in rivals if any((r := view.row(dataset, m.label, k)) and r.value is not None for m in view.methods)]
+        best = [k for k in known if k.comparison.startswith("adapted")] or known
+        main = [k for k in main if k.metric != metric or k in best[:1]]
     chosen = set(main)
     return main, [k for k in keys if k not in chosen]
 
@@ -824,6 +845,17 @@ def warnings(view: View, dataset: str) -> list[str]:
             f"{counted(len(unread), 'image')} could not be read and are in no figure: {listing([plain(u) for u in unread])}."
         )
     doubted = [r for r in view.rows if not r.trusted and r.value is not None and r.dataset == dataset and r.metric != WORST]
+    readers = {str(c.get("name", "")): plain(c.get("overlap") or "") for c in view.entries("classifiers")}
+    for name, overlap in readers.items():
+        if overlap:
+            out.append(f"Contaminated, and not to be trusted: {plain(name)}; {overlap}.")
+    weak_readers = list(dict.fromkeys(r.recognizer for r in doubted if r.recognizer in readers and not readers[r.recognizer]))
+    if weak_readers:
+        out.append(
+            f"Untrusted: {listing([plain(n) for n in weak_readers])} reads no better than chance on the clear images; "
+            "what it loses says nothing about utility."
+        )
+    doubted = [r for r in doubted if r.recognizer not in readers]
     names = list(dict.fromkeys(r.recognizer for r in doubted if not mistrained(r)))
     if any(names):
         out.append(

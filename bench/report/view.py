@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 WORST = "reid.worst_rank1"
 RANK1 = "reid.rank1"
 SSIM = "quality.ssim_face"
+UAR = "emotion.uar"
+RETENTION = "attributes.mean_retention"
+#: What stands for utility where one figure must: the first that a run has for some method other than a control.
+UTILITY = (UAR, RETENTION, SSIM)
 #: Stands where other attackers name a recogniser, for those that learn from pixels alone.
 PIXELS = "pixels"
 
@@ -44,6 +48,26 @@ HEADINGS: Mapping[str, str] = {
     "quality.ssim_frame": "SSIM, frame",
     "quality.psnr_face": "PSNR, face",
     "quality.psnr_frame": "PSNR, frame",
+    "emotion.uar": "Expression, UAR",
+    "emotion.accuracy": "Expression, accuracy",
+    "emotion.macro_f1": "Expression, macro F1",
+    "emotion.uar_change": "UAR, change",
+    "emotion.kappa": "Agreement (kappa)",
+    "emotion.mean_delta_p": "Mean |Δp|",
+    "emotion.delta_p": "|Δp| of each class",
+    "emotion.recall": "Recall of each class",
+    "emotion.retrained_uar": "UAR, trained on anonymised",
+    "emotion.retrained_macro_f1": "F1, trained on anonymised",
+    "attributes.mean_balanced_accuracy": "Attributes, balanced accuracy",
+    "attributes.mean_retention": "Attributes, retention",
+    "attributes.mean_removal": "Attributes, removal",
+    "attributes.group_retention": "Retention by group",
+    "attributes.retention": "Retention of each attribute",
+    "attributes.removal": "Removal of each attribute",
+    "attributes.balanced_accuracy": "Balanced accuracy of each attribute",
+    "attributes.base_rate": "Base rate",
+    "attributes.clear_balanced_accuracy": "Clear images",
+    "attributes.clear_false_negative_rate": "Missed on clear images",
     "distance.cosine": "Cosine distance to the original",
     "distance.beyond": "Beyond the threshold of clear pairs",
     "soft.balanced_accuracy": "Balanced accuracy",
@@ -409,7 +433,9 @@ class View:
     @cached_property
     def recognizers(self) -> list[str]:
         listed = [str(r.get("name", "")) for r in self.entries("recognizers")]
-        return list(dict.fromkeys([*listed, *(r.recognizer for r in self.rows if r.recognizer and r.metric != WORST)]))
+        readers = {str(r.get("name", "")) for r in self.entries("classifiers")}
+        named = (r.recognizer for r in self.rows if r.recognizer and r.metric != WORST and r.recognizer not in readers)
+        return list(dict.fromkeys([*listed, *named]))
 
     @cached_property
     def stock(self) -> list[str]:
@@ -478,7 +504,16 @@ class View:
     @cached_property
     def comparisons(self) -> list[str]:
         """How images are compared in re-identification (and in quantities of unknown metrics)."""
-        return list(dict.fromkeys(r.comparison for r in self.rows if r.comparison and not r.metric.startswith("soft.")))
+        other = ("soft.", "emotion.", "attributes.", "geometry.", "perceptual.")
+        return list(dict.fromkeys(r.comparison for r in self.rows if r.comparison and not r.metric.startswith(other)))
+
+    def utility(self, dataset: str) -> str:
+        """The quantity that stands for utility: the first of UTILITY that some method other than a control has."""
+        free = [m.label for m in self.methods if not m.control] or [m.label for m in self.methods]
+        for metric in UTILITY:
+            if any((r := self.headline(dataset, label, metric)) is not None and r.value is not None for label in free):
+                return metric
+        return SSIM
 
     def refused(self, dataset: str, method: str) -> str:
         """Why a method's figures are not published, "" where they are."""
@@ -543,6 +578,8 @@ class View:
         known = [r for r in rows if r.value is not None]
         if not known:
             return rows[0]
+        # A classifier that was fitted to the data set's own classes says more of what is left than one that was not.
+        known = [r for r in known if r.comparison.startswith("adapted")] or known
         if known[0].higher_is_better is None:
             return known[0]
         return (min if known[0].higher_is_better else max)(known, key=lambda r: r.value if r.value is not None else 0.0)

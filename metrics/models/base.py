@@ -6,7 +6,8 @@ import hashlib
 import inspect
 import json
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -78,16 +79,50 @@ class Recognizer(_Model):
         """
 
 
-class Classifier(_Model):
-    """Maps aligned faces to class probabilities."""
+class Lessons(NamedTuple):
+    """What a classifier learnt from, for the check that it is not asked about the same persons or images.
 
+    images: SHA-256 (hex, or its first 16 digits) of the files it learnt from.  persons: data set -> the persons' ids there;
+    the data set is called by the word that its loader or folder carries, in lower case.
+    """
+
+    images: frozenset[str] = frozenset()
+    persons: Mapping[str, frozenset[str]] = {}
+
+
+class Classifier(_Model):
+    """Maps aligned faces to class probabilities, and to the features that they were read off.
+
+    task: "emotion" (classes exclude one another, probabilities sum to 1) or "attributes" (one probability per label).
+    labels: in the order of the probabilities; emotions by the names of :data:`deidbench.metrics.emotion.EMOTIONS`, attributes by
+    CelebA's.
+    """
+
+    task: str = ""
     labels: tuple[str, ...] = ()
-    #: True: independent probabilities per label (attributes); False: they sum to 1 (emotion).
-    multilabel: bool = False
+    #: Of what :meth:`embed` returns and the store holds.
+    dtype: ClassVar[type[np.generic]] = np.float32
+
+    @property
+    def multilabel(self) -> bool:
+        """True: independent probabilities per label."""
+        return self.task == "attributes"
 
     @abstractmethod
     def predict(self, crops: Image) -> Floats:
         """crops as in :meth:`Recognizer.embed`.  Returns float32 (n, len(labels)) in [0, 1]."""
+
+    def embed(self, crops: Image) -> Floats:
+        """Probabilities, then features, in one forward pass: float32 (n, len(labels) + d), d >= 0, the same d in every call.
+
+        Features are what a linear classifier for other labels may be learnt from (the layer before the last one).  The result
+        for a crop does not depend on which others share the batch (to 1e-5).
+        """
+        return self.predict(crops)
+
+    def lessons(self) -> Lessons:
+        """What it learnt from.  Nothing known: no overlap is found, and the report says that nobody looked."""
+        return Lessons()
 
 
 def l2_normalise(embeddings: npt.NDArray[Any]) -> Floats:
