@@ -1214,6 +1214,7 @@ def sample_grid(view: View, width: float = COLUMN) -> Drawing | str:
 # ----------------------------------------------------------------------------------------------------------------- all
 def draw_all(view: View, folder: Path, y: str = "", say: Callable[[str], None] | None = None) -> list[Saved]:
     """Every figure in both widths and three formats into ``folder``.  What cannot be drawn is listed with its reason."""
+    from deidbench.report.heatmaps import attributes_map, confusions, has
     from deidbench.report.view import slug
 
     out: list[Saved] = []
@@ -1231,6 +1232,16 @@ def draw_all(view: View, folder: Path, y: str = "", say: Callable[[str], None] |
             ),
             (f"cmc{suffix}", f"Identification (CMC){where}", lambda w, d=dataset: cmc(view, d, w)),  # type: ignore[misc]
             (f"det{suffix}", f"Verification (DET){where}", lambda w, d=dataset: det(view, d, w)),  # type: ignore[misc]
+            *(
+                [(f"attributes{suffix}", f"Attributes that stay{where}", lambda w, d=dataset: attributes_map(view, d, w))]
+                if has(view, dataset, "attributes.retention")
+                else []
+            ),
+            *(
+                [(f"emotions{suffix}", f"Expressions, true and read{where}", lambda w, d=dataset: confusions(view, d, w))]
+                if has(view, dataset, "emotion.confusion")
+                else []
+            ),
         ]
     jobs.append(("samples", "What the images look like", lambda w: sample_grid(view, w)))
     with style():
