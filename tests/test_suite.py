@@ -88,7 +88,7 @@ def test_line_of_follows_arrays_of_tables() -> None:
 def test_not_toml_not_there_and_circles(tmp_path: Path) -> None:
     with pytest.raises(SuiteError, match="not valid TOML"):
         load_suite(_write(tmp_path, "[suite\n"))
-    with pytest.raises(SuiteError, match=r"did you mean .deidbench-v[12]."):
+    with pytest.raises(SuiteError, match=r"did you mean .deidbench-v[123]."):
         load_suite("deidbench-v7")
     with pytest.raises(SuiteError, match="circle"):
         load_suite(_write(tmp_path, '[suite]\nname = "mine"\nextends = "mine.toml"\n'))
