@@ -290,6 +290,75 @@ def train_ganonymization(
         click.echo(f"use it: deidbench anonymize IN OUT --method ganonymization --param checkpoint={result.best_checkpoint}")
 
 
+@train.command("classifier")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of labelled images with a manifest.csv.")
+@click.option(
+    "--recipe", required=True, help="A bundled recipe (emotion, attributes) or a TOML file; options below go over it."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the training.  [default: results/classifier-TASK]")
+@click.option("--role", help='Only persons of this role of the manifest; "" for all, a share of whom is held out.')
+@click.option("--epochs", type=int, help="Passes over the data.")
+@click.option("--batch", type=int, help="Faces per step.")
+@click.option("--seed", type=int, help="Seed of everything.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any other setting (see the recipe files); may be repeated."
+)
+@click.option("--workers", default=0, show_default="one per core", help="Processes that prepare the faces.")
+@click.option("--threads", default=0, show_default="torch's own number", help="Threads of the training.")
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    help="Folder of prepared faces.  [default: $DEIDBENCH_CACHE or the user's cache folder]",
+)
+@click.option("--quiet", is_flag=True, help="No progress bars.")
+def train_classifier_command(
+    data: Path, recipe: str, out: Path | None, role: str | None, overrides: Sequence[str], workers: int, threads: int,
+    cache: Path | None, quiet: bool, **given: Any,
+) -> None:  # fmt: skip
+    """Train a classifier of emotions or attributes on your own faces.
+
+    The manifest has the columns path and subject_id, and emotion or votes_CLASS (how many people saw that class), or
+    attributes named as CelebA's.  The training can be stopped at any time: the same command goes on from the last epoch, to the
+    same weights.  OUT then holds classifier.safetensors, which a run takes as emotion-cnn or attributes-cnn with path=FILE, and
+    a card with the figures on the held-out persons.
+    """
+    from dataclasses import replace
+
+    from deidbench.training_classifiers import load_recipe, train_classifier
+
+    chosen = load_recipe(recipe)
+    if role is not None:
+        chosen = replace(chosen, role=role, validation_role="")
+    changes = {
+        **{k: v for k, v in given.items() if v is not None},
+        **dict(_parameter(o, "--set", "flip=true") for o in overrides),
+    }
+    folder = out or Path("results") / f"classifier-{chosen.task}"
+    words = [f"--recipe {recipe}", "--data FOLDER", *(f"--role {role!r}" for _ in [0] if role is not None)]
+    words += [f"--set {k}={v}" for k, v in changes.items()]
+    result = train_classifier(
+        data,
+        folder,
+        chosen,
+        changes,
+        workers=workers,
+        threads=threads,
+        cache=cache,
+        quiet=quiet,
+        command=" ".join(["deidbench train classifier", *words]),
+    )
+    if not quiet:
+        measured = result.held_out
+        if measured:
+            what = "UAR" if "uar" in measured else "mean balanced accuracy"
+            value = measured.get("uar", measured.get("balanced accuracy"))
+            click.echo(f"{result.epochs} epochs; {what} {value:.3f} on {measured['images']:,} held-out images")
+        click.echo(f"card, history: {folder}")
+        click.echo(
+            f"use it: {chosen.task if chosen.task == 'attributes' else 'emotion'}-cnn with path = {str(result.weights)!r}"
+        )
+
+
 @cli.command("export")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("target", metavar="OUT.onnx", type=click.Path(path_type=Path))
