@@ -60,6 +60,7 @@ class Plan:
     """All that a worker needs; picklable, nothing in it is loaded yet.
 
     recognizers: whatever turns an aligned face into a vector: recognisers first, then the raw pixels, then classifiers.
+    seen: how many of them attackers see; images that are not evaluated go through no others (None: all).
     """
 
     methods: tuple[Anonymizer, ...]
@@ -73,6 +74,7 @@ class Plan:
     #: "frame": the whole image is anonymised and the face looked for in the output.  "crop": the clear face is aligned to
     #: 112 pixels first, the crop is anonymised, and its alignment is known to everybody.
     level: str = "frame"
+    seen: int | None = None
 
     def box(self, sample: Sample) -> Box | None:
         """The data set's box of the subject, in the picture that is anonymised."""
@@ -532,7 +534,7 @@ class _Batch:
         return found
 
     def embed(self, rows: Sequence[tuple[Sample, Output | None, list[Face]]]) -> None:
-        for r, recognizer in enumerate(self.plan.recognizers):
+        for r, recognizer in enumerate(self.plan.recognizers[: None if self.task.evaluated else self.plan.seen]):
             todo: list[tuple[str, Sample, Face]] = []
             copies: list[tuple[str, str]] = []
             wanted = []

@@ -157,10 +157,11 @@ class _Run:
             threads=max(1, cores() // self.workers),
             retry_failed=self.options.retry_failed,
             level=file.protocol.level,
+            seen=len(recognizers) + int(self.pixels),
         )
         self.fingerprints = Fingerprints(self.plan)
         #: How many vectors of an image attackers see; what classifiers say comes after them.
-        self.seen = len(recognizers) + int(self.pixels)
+        self.seen = self.plan.seen or 0
 
     # -- the stages --------------------------------------------------------------------------------------------
     def run(self) -> Result:
@@ -277,11 +278,15 @@ class _Run:
 
     def _clear(self, executor: Any) -> None:
         everything = [*self.samples, *self.background]
+        self.evaluated = {s.id for s in self.samples}
         keys = {s.id: Keys(self.plan, self.fingerprints, CLEAR, s) for s in everything}
         centre = middle(self.plan.level)
         state = self._state(CLEAR, everything, keys, centre)
-        todo = [s for s in everything if not state[s.id].complete]
-        self._execute(executor, "clear images", [Task(CLEAR, batch) for batch in self._batches(todo)])
+        tasks = []
+        for samples, evaluated in ((self.samples, True), (self.background, False)):
+            todo = [s for s in samples if not state[s.id].complete]
+            tasks += [Task(CLEAR, batch, evaluated=evaluated) for batch in self._batches(todo)]
+        self._execute(executor, "clear images", tasks)
         # An image that cannot be read can be neither gallery nor probe: it is left out, counted and named.
         self.samples = [s for s in self.samples if s.id not in self.unreadable]
         self.background = [s for s in self.background if s.id not in self.unreadable]
@@ -355,7 +360,8 @@ class _Run:
             hint = self.plan.box(s)
             face = subject_face(unpack_faces(data), hint)
             box = None if face is not None else fallback_box(outputs[s.id], shape, hint, typical)
-            embeddings = [keys[s.id].embedding(r, box) for r in range(len(self.plan.recognizers))]
+            many = len(self.plan.recognizers) if s.id in self.evaluated else self.seen
+            embeddings = [keys[s.id].embedding(r, box) for r in range(many)]
             measures: list[str] = []
             if method == CLEAR:
                 wanted.append(keys[s.id].thumb)
@@ -422,7 +428,7 @@ class _Run:
         embeddings: dict[str, np.ndarray[Any, np.dtype[np.float32]]] = {}
 
         def column(r: int, least: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-            vectors = {i: unpack_embedding(data[st.embeddings[r]]) for i, st in enumerate(states) if st.embeddings}
+            vectors = {i: unpack_embedding(data[st.embeddings[r]]) for i, st in enumerate(states) if len(st.embeddings) > r}
             dim = len(next(iter(vectors.values()))) if vectors else least
             out = np.full((n, dim), np.nan, np.float32)
             for i, v in vectors.items():

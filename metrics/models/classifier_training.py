@@ -269,12 +269,13 @@ _cut: Any = None
 
 
 def _initialise(task: str, layout: Layout) -> None:
-    from deidbench.executors import limit_threads
+    import cv2
+
     from deidbench.faces import FaceFinder
 
     global _finder, _cut
     _finder, _cut = FaceFinder(), (task, layout)
-    limit_threads(1)
+    cv2.setNumThreads(1)
 
 
 def _shard(task: tuple[Path, tuple[Sample, ...]]) -> int:
