@@ -34,8 +34,11 @@ _WHOLE = {
     ),
     "attributes": (
         "attributes.mean_balanced_accuracy", "attributes.mean_retention", "attributes.mean_removal", "attributes.group_retention",
+        "attributes.group_balanced_accuracy",
     ),
 }  # fmt: skip
+#: Of these the figure over images with a face stands beside the headline.
+_CONDITIONAL = ("emotion.uar", "attributes.mean_balanced_accuracy", "attributes.mean_retention")
 _EACH = {
     "emotion": ("emotion.recall", "emotion.delta_p"),
     "attributes": ("attributes.retention", "attributes.removal", "attributes.balanced_accuracy"),
@@ -50,9 +53,10 @@ _BEFORE = {
 _LEFT_OUT = ("emotion.confusion",)
 _TITLES = {"emotion": "Expression", "attributes": "Attributes", "geometry": "Geometry"}
 _HEADS = {"emotion": "Class", "attributes": "Attribute"}
+_SEEN = {"without_fta": "faces found"}
 _RULES = {
-    "emotion": "An image that was not released, or in which no face is found, counts as wrong.",
-    "attributes": "An image that was not released, or in which no face is found, counts as wrong, and as removed. "
+    "emotion": "An image that was not released, or in which no face is found, counts as wrong; “faces found” leaves it out.",
+    "attributes": "An image that was not released, or in which no face is found, counts as wrong, and as removed; “faces found” leaves it out. "
     "Retention: skill above chance after anonymisation over that on the clear images.",
 }
 
@@ -68,7 +72,8 @@ def utility_tables(view: View, dataset: str, keys: Sequence[Key]) -> tuple[list[
         for name in dict.fromkeys(k.recognizer for k in headline):
             of = [k for k in headline if k.recognizer == name]
             several = len({k.recognizer for k in headline}) > 1
-            whole = [k for m in _WHOLE.get(family, ()) for k in of if k.metric == m]
+            seen = [k for k in mine if k.recognizer == name and k.convention == "without_fta" and k.metric in _CONDITIONAL]
+            whole = [k for m in _WHOLE.get(family, ()) for k in (*of, *seen) if k.metric == m]
             if family == "geometry":
                 whole = [k for k in of if not k.label]
             if whole:
@@ -90,7 +95,8 @@ def _short(comparison: str) -> str:
 
 def _whole(view: View, dataset: str, family: str, keys: Sequence[Key], classifier: str) -> Table:
     notes = Notes()
-    columns = [column(view, dataset, k, ", ".join(p for p in (k.label, _short(k.comparison)) if p), key_name(k)) for k in keys]
+    subs = [", ".join(p for p in (k.label, _short(k.comparison), _SEEN.get(k.convention, "")) if p) for k in keys]
+    columns = [column(view, dataset, k, sub, key_name(k)) for k, sub in zip(keys, subs, strict=True)]
     finders: list[tuple[Column, Callable[[str], Row | None]]] = [
         (c, partial(view.row, dataset, key=k)) for c, k in zip(columns, keys, strict=True)
     ]
