@@ -123,6 +123,7 @@ def test_version_and_typed() -> None:
     [
         ("deidbench-v1", "2bd89023c17baf9c583a8e7acff6625275b07aedf14fcc81ee22d4dcf156ffb6"),
         ("deidbench-v2", "bc893dd8f44d5d7b6bb69d9fa35387ae5ad93509fba558e0d82f6861e83b1480"),
+        ("deidbench-v3", "ee268eba0bf52f066fca25d4b48f5e45d7b1c9eb204be5f6eb67357a80301d15"),
     ],
 )
 def test_protocols_are_frozen(protocol: str, sha256: str) -> None:
