@@ -25,7 +25,7 @@ from deidbench.report.tables import (
     sub_heading,
     whose,
 )
-from deidbench.report.utility import utility_tables
+from deidbench.report.utility import FAMILIES, utility_tables
 from deidbench.report.view import (
     CONVENTION_WORDS,
     PIXELS,
@@ -334,7 +334,7 @@ def detail_tables(view: View, dataset: str) -> list[Table]:
 
     Groups and soft biometrics have tables of their own; the rest has one per attacker (else metric family) and convention.
     """
-    _, rest = pick(view, dataset)
+    main, rest = pick(view, dataset)
     tables = []
     grouped = [k for k in rest if k.metric in (GROUP, GAP)]
     soft = [k for k in rest if k.metric in (SOFT, SOFT_MEAN)]
@@ -347,7 +347,9 @@ def detail_tables(view: View, dataset: str) -> list[Table]:
         tables += read
         rest = [k for k in rest if k not in set(soft)]
 
-    left, rest = utility_tables(view, dataset, rest)
+    # what the main table has of expression stands beside the other figures of it once more
+    shown = [k for k in main if k.metric.startswith(tuple(f"{f}." for f in FAMILIES))]
+    left, rest = utility_tables(view, dataset, [*shown, *rest])
     tables += left
 
     several = len(view.attackers) > 1

@@ -19,7 +19,6 @@ from deidbench.report.view import (
     CONVENTION_WORDS,
     PIXELS,
     RANK1,
-    RETENTION,
     SSIM,
     UAR,
     WORST,
@@ -55,7 +54,6 @@ MAIN = (
     "reid.fta",
     "reid.withheld",
     UAR,
-    RETENTION,
     SSIM,
     "throughput.faces_per_s",
 )
@@ -64,7 +62,6 @@ MAIN = (
 PRIORITY = (
     WORST,
     UAR,
-    RETENTION,
     SSIM,
     "reid.fta",
     RANK1,
@@ -296,12 +293,14 @@ def pick(view: View, dataset: str) -> tuple[list[Key], list[Key]]:
         k for metric in MAIN for k in keys
         if k.metric == metric and k.convention in ("", "headline") and (metric == WORST or k.attacker in ("", first))
     ]  # fmt: skip
-    for metric in (UAR, RETENTION):
-        # one classifier, and the better informed of its two heads; the table of expression has all of them
-        rivals = [k for k in main if k.metric == metric]
-        known = [k for k in rivals if any((r := view.row(dataset, m.label, k)) and r.value is not None for m in view.methods)]
-        best = [k for k in known if k.comparison.startswith("adapted")] or known
-        main = [k for k in main if k.metric != metric or k in best[:1]]
+    # One classifier, and the better informed of its two heads; the table of expression has all of them.
+    known = [
+        k
+        for k in main
+        if k.metric == UAR and any((r := view.row(dataset, m.label, k)) and r.value is not None for m in view.methods)
+    ]
+    best = [k for k in known if k.comparison.startswith("adapted")] or known
+    main = [k for k in main if k.metric != UAR or k in best[:1]]
     chosen = set(main)
     return main, [k for k in keys if k not in chosen]
 

@@ -49,8 +49,8 @@ _BEFORE = {
     "attributes.removal": ("attributes.base_rate", "attributes.clear_false_negative_rate"),
     "attributes.balanced_accuracy": ("attributes.base_rate", "attributes.clear_balanced_accuracy"),
 }
-#: In figures or in rows.csv, not in tables: one number per pair of classes.
-_LEFT_OUT = ("emotion.confusion",)
+#: In figures or in rows.csv, not in tables.
+_LEFT_OUT = ("emotion.confusion", "emotion.uar_open")
 _TITLES = {"emotion": "Expression", "attributes": "Attributes", "geometry": "Geometry"}
 _HEADS = {"emotion": "Class", "attributes": "Attribute"}
 _SEEN = {"without_fta": "faces found"}
@@ -74,18 +74,25 @@ def utility_tables(view: View, dataset: str, keys: Sequence[Key]) -> tuple[list[
             several = len({k.recognizer for k in headline}) > 1
             seen = [k for k in mine if k.recognizer == name and k.convention == "without_fta" and k.metric in _CONDITIONAL]
             whole = [k for m in _WHOLE.get(family, ()) for k in (*of, *seen) if k.metric == m]
+            # a group or condition of which no method has a figure takes no column
+            whole = [k for k in whole if not k.label or _any(view, dataset, k)]
             if family == "geometry":
                 whole = [k for k in of if not k.label]
             if whole:
                 tables.append(_whole(view, dataset, family, whole, name if several else ""))
                 taken |= set(whole)
             for metric in _EACH.get(family, ()):
-                each = [k for k in of if k.metric == metric]
+                each = [k for k in of if k.metric == metric and k.label]
+                taken |= {k for k in of if k.metric == metric}
                 for compared in dict.fromkeys(k.comparison for k in each):
                     tables.append(_each(view, dataset, family, [k for k in each if k.comparison == compared], of, name))
-                taken |= set(each)
             taken |= {k for k in of for before in _BEFORE.values() if k.metric in before}
+            taken |= {k for k in of if k.metric in _WHOLE.get(family, ())}
     return tables, [k for k in keys if k not in taken]
+
+
+def _any(view: View, dataset: str, k: Key) -> bool:
+    return any((r := view.row(dataset, m.label, k)) is not None and r.value is not None for m in view.methods)
 
 
 def _short(comparison: str) -> str:

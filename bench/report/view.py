@@ -226,7 +226,7 @@ def attained(row: Row) -> list[tuple[str, str]]:
 #: Parts of a note that belong to one cell alone, or are said elsewhere; rows.csv has them all.
 _ASIDE = re.compile(
     r"attained by |taking the largest of |not trusted and left out: |seed \d+ of \d+ |rank-1 per seed |learnt: |\d+ bins, omega = 1"
-    r"|\d+ of \d+ outputs are "
+    r"|\d+ of \d+ outputs are |clear \d|learnt on clear |ratio of mean skills |\d+ of \d+ attributes measurable"
 )
 
 

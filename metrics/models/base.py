@@ -94,7 +94,7 @@ class Classifier(_Model):
     """Maps aligned faces to class probabilities, and to the features that they were read off.
 
     task: "emotion" (classes exclude one another, probabilities sum to 1) or "attributes" (one probability per label).
-    labels: in the order of the probabilities; emotions by the names of :data:`deidbench.metrics.emotion.EMOTIONS`, attributes by
+    labels: in the order of the probabilities; emotions by the names of :data:`deidbench.metrics.models.labels.EMOTIONS`, attributes by
     CelebA's.
     """
 
