@@ -33,15 +33,22 @@ class Recipe:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def bundled_recipes() -> dict[str, str]:
-    """Names and texts of the recipes that ship."""
-    folder = resources.files("deidbench.anonymizers.ganonymization") / "recipes"
+def recipes_in(package: str) -> dict[str, str]:
+    """Names and texts of the recipes that ship in a package's folder ``recipes``."""
+    folder = resources.files(package) / "recipes"
     return {f.name.removesuffix(".toml"): f.read_text("utf-8") for f in folder.iterdir() if f.name.endswith(".toml")}
 
 
-def load_recipe(source: str) -> Recipe:
-    """A bundled recipe's name, or a TOML file.  Raises InputError for one that is not there or does not validate."""
-    texts = bundled_recipes()
+def bundled_recipes() -> dict[str, str]:
+    """Names and texts of the recipes for GANonymization that ship."""
+    return recipes_in("deidbench.anonymizers.ganonymization")
+
+
+def read_recipe(source: str, texts: Mapping[str, str], about: Mapping[str, type]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a recipe says of its training, and its settings.  source: a name out of ``texts``, or a TOML file.
+
+    about: what it may say beside its settings, with types.  Raises InputError for one that is not there or does not validate.
+    """
     if source in texts:
         text = texts[source]
     else:
@@ -59,11 +66,17 @@ def load_recipe(source: str) -> Recipe:
     if not isinstance(settings, dict):
         raise InputError(f"recipe {source}: settings is no table", "[settings] and its keys below")
     for key, value in values.items():
-        if key not in ABOUT or not isinstance(value, ABOUT[key]):
+        if key not in about or not isinstance(value, about[key]):
             raise InputError(
-                f"recipe {source}: {key} = {value!r} is not allowed", f"beside [settings] it may have {', '.join(ABOUT)}"
+                f"recipe {source}: {key} = {value!r} is not allowed", f"beside [settings] it may have {', '.join(about)}"
             )
-    return Recipe(settings=settings, **{**values, "trained_on": tuple(values.get("trained_on", ()))})
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}, settings
+
+
+def load_recipe(source: str) -> Recipe:
+    """A bundled recipe's name, or a TOML file.  Raises InputError for one that is not there or does not validate."""
+    values, settings = read_recipe(source, bundled_recipes(), ABOUT)
+    return Recipe(settings=settings, **values)
 
 
 def train_ganonymization(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deidbench.errors import InputError
+from deidbench.training import read_recipe, recipes_in
 from deidbench.types import Floats, Sample
 
 if TYPE_CHECKING:
@@ -49,35 +48,14 @@ class ClassifierRecipe:
 
 
 def bundled_recipes() -> dict[str, str]:
-    """Names and texts of the recipes that ship."""
-    folder = resources.files("deidbench.metrics.models") / "recipes"
-    return {f.name.removesuffix(".toml"): f.read_text("utf-8") for f in folder.iterdir() if f.name.endswith(".toml")}
+    """Names and texts of the recipes for classifiers that ship."""
+    return recipes_in("deidbench.metrics.models")
 
 
 def load_recipe(source: str) -> ClassifierRecipe:
     """A bundled recipe's name, or a TOML file.  Raises InputError for one that is not there or does not validate."""
-    texts = bundled_recipes()
-    if source in texts:
-        text = texts[source]
-    else:
-        try:
-            text = Path(source).expanduser().read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            known = ", ".join(sorted(texts))
-            raise InputError(f"recipe {source!r} cannot be read: {error}", f"a TOML file, or one of {known}") from error
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"recipe {source}: {error}", "correct the TOML at that line") from error
-    settings = values.pop("settings", {})
-    if not isinstance(settings, dict):
-        raise InputError(f"recipe {source}: settings is no table", "[settings] and its keys below")
-    for key, value in values.items():
-        if key not in ABOUT or not isinstance(value, ABOUT[key]):
-            raise InputError(
-                f"recipe {source}: {key} = {value!r} is not allowed", f"beside [settings] it may have {', '.join(ABOUT)}"
-            )
-    return ClassifierRecipe(settings=settings, **{**values, "trained_on": tuple(values.get("trained_on", ()))})
+    values, settings = read_recipe(source, bundled_recipes(), ABOUT)
+    return ClassifierRecipe(settings=settings, **values)
 
 
 def train_classifier(
