@@ -61,6 +61,8 @@ if TYPE_CHECKING:
 COPY_LEVELS = 8.0
 #: Share of outputs that are inputs, or other images of the data set, from which on a method's figures are not published.
 REFUSED_SHARE = 0.5
+#: Share of the evaluated images, or persons, from which on a classifier that learnt from them is not to be trusted about them.
+OVERLAP_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -529,12 +531,17 @@ class _Run:
         for k in keys:
             record = json.loads(stored[k])
             found.append(Findings([Row(**r) for r in record["rows"]], [Curve(**c) for c in record["curves"]]))
-        overlaps = {name: o for name, c in zip(self.classifier_names, self.classifiers, strict=True) if (o := self._overlap(c))}
+        overlaps = {
+            name: o for name, c in zip(self.classifier_names, self.classifiers, strict=True) if (o := self._overlap(c))[0]
+        }
         self.overlaps = overlaps
         return [_flagged(self._judged(f, self.tables[i // len(self.plan.metrics)]), overlaps) for i, f in enumerate(found)]
 
-    def _overlap(self, classifier: Classifier) -> str:
-        """In words, which of the evaluated images and persons a classifier learnt from; empty where none are known."""
+    def _overlap(self, classifier: Classifier) -> tuple[str, bool]:
+        """In words, which of the evaluated images and persons a classifier learnt from, and whether they are many.
+
+        Empty where none are known.  CelebA has a few pictures twice, under two names: so few are told and change no verdict.
+        """
         lessons = classifier.lessons()
         images = sum(s.sha256 in lessons.images or s.sha256[:16] in lessons.images for s in self.samples)
         # a folder is known by its own name; whoever renames it is still found out by the images' hashes
@@ -543,9 +550,10 @@ class _Run:
         learnt = {p for name, persons in lessons.persons.items() if any(d.startswith(name) for d in data) for p in persons}
         persons = len({s.subject_id for s in self.samples} & learnt)
         if not images and not persons:
-            return ""
+            return "", False
         total = len({s.subject_id for s in self.samples})
-        return f"the classifier learnt from {images} of the {len(self.samples)} images and {persons} of the {total} persons under evaluation"
+        said = f"the classifier learnt from {images} of the {len(self.samples)} images and {persons} of the {total} persons under evaluation"
+        return said, max(images / len(self.samples), persons / total) > OVERLAP_SHARE
 
     def _judged(self, findings: Findings, table: Table) -> Findings:
         """A method whose outputs are its inputs, or other images of the data set, is named; its figures are not published."""
@@ -755,7 +763,7 @@ class _Run:
             "classifiers": [
                 {"name": name, "task": c.task, "labels": list(c.labels), "fingerprint": f, "weights_sha256": c.weights_sha256(), "runtime": c.runtime(),
                  "citation": c.citation, "licence": c.licence, "trained_on": list(c.trained_on), "params": c.params(),
-                 "overlap": self.overlaps.get(name, ""), "lessons": {"images": len(c.lessons().images), "persons": {k: len(v) for k, v in c.lessons().persons.items()}}}
+                 "overlap": self.overlaps.get(name, ("", False))[0], "contaminated": self.overlaps.get(name, ("", False))[1], "lessons": {"images": len(c.lessons().images), "persons": {k: len(v) for k, v in c.lessons().persons.items()}}}
                 for name, c, f in zip(self.classifier_names, self.classifiers, self.fingerprints.recognizers[self.seen :], strict=True)
             ],
             "metrics": [{"name": m.name, "version": m.version, "params": m.params(), "citation": m.citation} for m in self.plan.metrics],
@@ -865,17 +873,18 @@ class _Stage:
         self.wall[self.name] = time.perf_counter() - self.start
 
 
-def _flagged(findings: Findings, overlaps: Mapping[str, str]) -> Findings:
-    """Figures of a classifier that is asked about what it learnt from are not to be trusted, and say so."""
+def _flagged(findings: Findings, overlaps: Mapping[str, tuple[str, bool]]) -> Findings:
+    """Figures of a classifier that is asked about what it learnt from say so, and are not to be trusted where that is much."""
     from deidbench.metrics.base import Findings
 
-    rows = [
-        replace(r, trusted=False, note="; ".join(p for p in (f"contaminated: {overlaps[r.recognizer]}", r.note) if p))
-        if r.recognizer in overlaps
-        else r
-        for r in findings.rows
-    ]
-    return Findings(rows, findings.curves)
+    def flagged(r: Row) -> Row:
+        if r.recognizer not in overlaps:
+            return r
+        said, many = overlaps[r.recognizer]
+        note = "; ".join(p for p in (f"{'contaminated' if many else 'overlap'}: {said}", r.note) if p)
+        return replace(r, trusted=r.trusted and not many, note=note)
+
+    return Findings([flagged(r) for r in findings.rows], findings.curves)
 
 
 def _names(parts: Sequence[PartTable]) -> list[str]:

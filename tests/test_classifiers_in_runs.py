@@ -190,4 +190,17 @@ def test_a_classifier_that_learnt_from_the_evaluated_is_flagged(tmp_path: Path, 
     images, persons_seen = (0, 1) if how == "person" else (1, 0)
     want = f"learnt from {images} of the 20 images and {persons_seen} of the 5 persons under evaluation"
     assert rows["note"].str.startswith("contaminated: the classifier " + want).all()
-    assert want in run.record["classifiers"][0]["overlap"]
+    assert want in run.record["classifiers"][0]["overlap"] and run.record["classifiers"][0]["contaminated"]
+
+
+def test_an_image_in_a_hundred_is_told_and_changes_no_verdict(
+    tmp_path: Path, people: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deidbench import runner
+
+    monkeypatch.setattr(runner, "OVERLAP_SHARE", 0.05)  # one of twenty images
+    sha = hashlib.sha256((people / "p1" / "1.pgm").read_bytes()).hexdigest()
+    run = read_run(_run(tmp_path, people, [sha]))
+    rows = run.rows[run.rows.metric == "spy.bright"]
+    assert rows["trusted"].all() and rows["note"].str.startswith("overlap: the classifier learnt from 1 of the 20 images").all()
+    assert not run.record["classifiers"][0]["contaminated"]

@@ -106,10 +106,14 @@ def test_without_utility_there_is_a_reason_and_no_table(view: View) -> None:
 
 def test_a_contaminated_classifier_is_a_warning_of_its_own(view: View) -> None:
     record = dict(view.record)
-    record["classifiers"] = [{**c, "overlap": "the classifier learnt from 3 images"} for c in record["classifiers"]]
+    record["classifiers"] = [
+        {**c, "overlap": "the classifier learnt from 3 images", "contaminated": c["name"] == "emotion-cnn"}
+        for c in record["classifiers"]
+    ]
     rows = view.run.rows.copy()
     rows.loc[rows.recognizer == "emotion-cnn", "trusted"] = False
     said = " ".join(warnings(View(replace(view.run, record=record, rows=rows)), view.datasets[0]))
     assert "Contaminated, and not to be trusted: emotion-cnn; the classifier learnt from 3 images." in said
+    assert "A slight overlap: attributes-cnn; the classifier learnt from 3 images." in said
     assert "sanity check" not in said, "it is no recogniser"
     assert "Contaminated" not in " ".join(warnings(view, view.datasets[0]))

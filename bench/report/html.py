@@ -287,7 +287,7 @@ def _identities(view: View) -> list[tuple[str, str, str]]:
         text = "; ".join(f"{k} {v}" for k, v in flat({k: v for k, v in m.info.items() if k not in skip}) if v != "none")
         out.append(("Method", plain(m.label), text))
     for kind, entries in (("Recogniser", view.entries("recognizers")), ("Classifier", view.entries("classifiers"))):
-        told = ("name", "citation", "licence", "trained_on", "labels", "overlap", "lessons")
+        told = ("name", "citation", "licence", "trained_on", "labels", "overlap", "contaminated", "lessons")
         for r in entries:
             text = "; ".join(
                 f"{k} {v}" for k, v in flat({k: v for k, v in r.items() if k not in told}) if v not in ("none", "–")

@@ -844,10 +844,11 @@ def warnings(view: View, dataset: str) -> list[str]:
             f"{counted(len(unread), 'image')} could not be read and are in no figure: {listing([plain(u) for u in unread])}."
         )
     doubted = [r for r in view.rows if not r.trusted and r.value is not None and r.dataset == dataset and r.metric != WORST]
-    readers = {str(c.get("name", "")): plain(c.get("overlap") or "") for c in view.entries("classifiers")}
-    for name, overlap in readers.items():
-        if overlap:
-            out.append(f"Contaminated, and not to be trusted: {plain(name)}; {overlap}.")
+    readers = {str(c.get("name", "")): bool(c.get("contaminated")) for c in view.entries("classifiers")}
+    for c in view.entries("classifiers"):
+        if overlap := plain(c.get("overlap") or ""):
+            heading = "Contaminated, and not to be trusted" if c.get("contaminated") else "A slight overlap"
+            out.append(f"{heading}: {plain(c.get('name', ''))}; {overlap}.")
     weak_readers = list(dict.fromkeys(r.recognizer for r in doubted if r.recognizer in readers and not readers[r.recognizer]))
     if weak_readers:
         out.append(

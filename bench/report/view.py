@@ -24,9 +24,8 @@ WORST = "reid.worst_rank1"
 RANK1 = "reid.rank1"
 SSIM = "quality.ssim_face"
 UAR = "emotion.uar"
-RETENTION = "attributes.mean_retention"
 #: What stands for utility where one figure must: the first that a run has for some method other than a control.
-UTILITY = (UAR, RETENTION, SSIM)
+UTILITY = (UAR, "attributes.mean_balanced_accuracy", SSIM)
 #: Stands where other attackers name a recogniser, for those that learn from pixels alone.
 PIXELS = "pixels"
 
@@ -226,7 +225,7 @@ def attained(row: Row) -> list[tuple[str, str]]:
 #: Parts of a note that belong to one cell alone, or are said elsewhere; rows.csv has them all.
 _ASIDE = re.compile(
     r"attained by |taking the largest of |not trusted and left out: |seed \d+ of \d+ |rank-1 per seed |learnt: |\d+ bins, omega = 1"
-    r"|\d+ of \d+ outputs are |clear \d|learnt on clear |ratio of mean skills |\d+ of \d+ attributes measurable"
+    r"|\d+ of \d+ outputs are |clear \d|learnt on clear |overlap: |ratio of mean skills |\d+ of \d+ attributes measurable"
 )
 
 
