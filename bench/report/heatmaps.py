@@ -114,7 +114,7 @@ def attributes_map(view: View, dataset: str, width: float = COLUMN) -> Drawing |
         y += gap
     _scale(ax, colours, left, left + len(methods) * cw, y + 0.02, size, "Retention of above-chance skill [%]",
            [(v, f"{100 * v:g}") for v in (0, 0.25, 0.5, 0.75, 1)])  # fmt: skip
-    hidden = sum(len(v) for v in found.values()) and [a for a in found if a not in {n for _, ns in blocks for n in ns}]
+    hidden = [a for a in found if a not in {n for _, names in blocks for n in names}]
     caption = (
         f"Retention of attributes on {plain(dataset)}, read by {plain(name)}: skill above chance on anonymised images over that on the "
         "clear ones. An image that was not released or in which no face is found counts as wrong, so that values can be negative "
