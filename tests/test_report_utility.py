@@ -13,7 +13,7 @@ from deidbench.records import read_run
 from deidbench.report.details import detail_tables
 from deidbench.report.figures import COLUMN, PAGE, style
 from deidbench.report.heatmaps import attributes_map, confusions
-from deidbench.report.tables import main_table, warnings
+from deidbench.report.tables import groups, main_table, warnings
 from deidbench.report.utility import FAMILIES, utility_tables
 from deidbench.report.view import SSIM, UAR, View, key
 
@@ -44,6 +44,18 @@ def test_every_figure_of_utility_is_in_a_table_or_handed_on(view: View) -> None:
             if row is None or row.value is None or k.metric in only_there or k.metric.startswith(clear):
                 continue
             assert ((m.label, k) in shown) != (k in rest), (m.label, k)
+
+
+def test_columns_under_one_heading_all_have_a_second_line(view: View) -> None:
+    """The page stretches a heading without one over both lines: a mixture would shift every column to its right."""
+    dataset = view.datasets[0]
+    tables, _ = utility_tables(view, dataset, view.keys(dataset))
+    for table in tables:
+        at = 0
+        for heading, n in groups(table.columns):
+            subs = [c.sub for c in table.columns[at : at + n]]
+            assert n == 1 or all(subs), (table.title, heading, subs)
+            at += n
 
 
 def test_the_main_table_has_one_expression_column_of_the_fitted_head(view: View) -> None:

@@ -103,6 +103,8 @@ def _short(comparison: str) -> str:
 def _whole(view: View, dataset: str, family: str, keys: Sequence[Key], classifier: str) -> Table:
     notes = Notes()
     subs = [", ".join(p for p in (k.label, _short(k.comparison), _SEEN.get(k.convention, "")) if p) for k in keys]
+    # neighbours under one heading all need a second line, or the page's head does not stand over its columns
+    subs = [sub or ("all images" if k.metric in _CONDITIONAL else "") for k, sub in zip(keys, subs, strict=True)]
     columns = [column(view, dataset, k, sub, key_name(k)) for k, sub in zip(keys, subs, strict=True)]
     finders: list[tuple[Column, Callable[[str], Row | None]]] = [
         (c, partial(view.row, dataset, key=k)) for c, k in zip(columns, keys, strict=True)
