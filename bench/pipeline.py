@@ -199,6 +199,8 @@ class Output:
     faces: tuple[FaceResult, ...]
     identical: bool = False
     thumb: bytes = b""
+    #: Of the output's pixels and shape; "" where nothing was released, or of an older store.
+    sha256: str = ""
 
     @property
     def released(self) -> bool:
@@ -211,7 +213,7 @@ class Output:
         ]
         record = {
             "status": self.status, "adapter_status": self.adapter_status, "reason": self.reason, "shape": self.shape,
-            "faces": faces, "identical": self.identical, "thumb": self.thumb.hex(),
+            "faces": faces, "identical": self.identical, "thumb": self.thumb.hex(), "sha256": self.sha256,
         }  # fmt: skip
         return json.dumps(record).encode()
 
@@ -223,7 +225,8 @@ class Output:
         )
         shape = None if r["shape"] is None else (r["shape"][0], r["shape"][1])
         thumb = bytes.fromhex(r["thumb"])
-        return cls(Status(r["status"]), Status(r["adapter_status"]), r["reason"], shape, faces, r["identical"], thumb)
+        digest = r.get("sha256", "")
+        return cls(Status(r["status"]), Status(r["adapter_status"]), r["reason"], shape, faces, r["identical"], thumb, digest)
 
 
 def fallback_box(output: Output | None, shape: tuple[int, int], hint: Box | None, typical: Sequence[float]) -> Box:
@@ -251,6 +254,11 @@ def passthrough(original: Image, output: Image, face: Face | None) -> bool:
     rows, columns = slice(int(box.y0), int(np.ceil(box.y1))), slice(int(box.x0), int(np.ceil(box.x1)))
     difference = np.abs(original[rows, columns].astype(np.int16) - output[rows, columns]).max(axis=2)
     return bool(np.percentile(difference, 99) <= PASSTHROUGH_LEVELS)
+
+
+def pixels_sha256(image: Image) -> str:
+    """Hash of a picture's shape and pixels, whatever file they came from."""
+    return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
 
 
 def thumbnail(image: Image) -> bytes:
@@ -494,7 +502,8 @@ class _Batch:
                     status = Status.PASSTHROUGH
             shape = None if result.image is None else (result.image.shape[0], result.image.shape[1])
             thumb = b"" if result.image is None else thumbnail(result.image)
-            output = Output(status, result.status, result.reason, shape, result.faces, identical, thumb)
+            digest = "" if result.image is None else pixels_sha256(result.image)
+            output = Output(status, result.status, result.reason, shape, result.faces, identical, thumb, digest)
             outputs[s.id] = output
             k = self.keys[s.id]
             self.new[k.source] = output.pack()

@@ -6,6 +6,7 @@ A run folder holds
 ``run.json``       the run record: protocol, suite, versions, commit, seeds, hashes, hardware, timings, counts
 ``rows.parquet``   one :class:`Row` per figure (also ``rows.json``)
 ``curves.parquet`` one :class:`Curve` point per line
+``evidence.parquet`` what the figures are made of, per person: two runs are compared by it (:mod:`deidbench.evidence`)
 ``images.parquet`` one line per (method, image): status, FTA, per-image measures, artefact keys
 ``samples/``       the pictures of the sample grid
 ``tables/`` ``figures/`` ``report.html``   made from the above by ``deidbench report``
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ from deidbench.errors import InputError, MissingError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from deidbench.stats.evidence import Evidence
 
 #: Raised by one when a column changes its meaning or goes; added columns do not raise it.
 SCHEMA_VERSION = 1
@@ -48,6 +51,8 @@ class Row:
     realised_fmr: for figures at a fixed threshold, the FMR that the threshold really gave.
     trusted: False when the attacker's own sanity check failed (``note`` says which).
     timing: True for wall-clock figures, which no two runs share to the digit.
+    evidence: what the figure is made of; not a column of the table (:mod:`deidbench.evidence` keeps it), None where nothing
+    can be compared.
     """
 
     dataset: str
@@ -79,13 +84,19 @@ class Row:
     note: str = ""
     label: str = ""
     schema: int = SCHEMA_VERSION
+    evidence: Evidence | None = field(default=None, compare=False, repr=False)
+
+    def plain(self) -> dict[str, Any]:
+        """All columns of the table by name."""
+        return {f.name: getattr(self, f.name) for f in columns_of(Row)}
 
 
 @dataclass(frozen=True)
 class Curve:
     """One point of a curve.
 
-    curve: ``cmc`` (x rank, y identification rate) or ``det`` (x FMR, y FNMR).  Bounds as in :class:`Row`.
+    curve: ``cmc`` (x rank, y identification rate), ``det`` (x FMR, y FNMR), ``scores_genuine`` or ``scores_impostor`` (x lower edge
+    of a bin, y share of the pairs in it; both kinds have the same bins of equal width).  Bounds as in :class:`Row`, pointwise.
     """
 
     dataset: str
@@ -100,12 +111,21 @@ class Curve:
     hi: float | None = None
     schema: int = SCHEMA_VERSION
 
+    def plain(self) -> dict[str, Any]:
+        """All columns of the table by name."""
+        return asdict(self)
+
+
+def columns_of(kind: type[Row] | type[Curve]) -> list[Any]:
+    """The fields that are columns of the table."""
+    return [f for f in fields(kind) if f.name != "evidence"]
+
 
 def frame(records: Iterable[Row] | Iterable[Curve], kind: type[Row] | type[Curve]) -> pd.DataFrame:
     """Records as a table with one column per field, in the order of the fields; empty lists keep the columns."""
     import pandas as pd
 
-    return pd.DataFrame([asdict(r) for r in records], columns=[f.name for f in fields(kind)])
+    return pd.DataFrame([r.plain() for r in records], columns=[f.name for f in columns_of(kind)])
 
 
 @dataclass(frozen=True, eq=False)

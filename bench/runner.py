@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deidbench import __version__, kinds
+from deidbench import __version__, evidence, kinds
 from deidbench.cache import Store, default_folder, key
 from deidbench.errors import DeidbenchError, InputError, MissingError
 from deidbench.executors import cores, make_executor
@@ -486,7 +486,7 @@ class _Run:
     def _scores(self, executor: Any) -> list[Findings]:
         from deidbench.metrics.base import Background, Findings
 
-        clear = self._table("clear", self.clear_state, self.samples)
+        self.clear_table = clear = self._table("clear", self.clear_state, self.samples)
         self.tables = [
             self._table(spec.label, state, self.samples) for spec, state in zip(self.suite.methods, self.states, strict=True)
         ]
@@ -504,6 +504,7 @@ class _Run:
                         "findings",
                         version=__version__,
                         schema=SCHEMA_VERSION,
+                        packed=evidence.VERSION,
                         metric=self.fingerprints.metrics[i],
                         protocol=asdict(self.protocol),
                         clear=digest,
@@ -520,17 +521,11 @@ class _Run:
         todo = [i for i, k in enumerate(keys) if k not in stored]
         with progress("attack and score", len(todo), quiet=self.options.quiet) as tick:
             for i, findings in executor.run(_score, [tasks[i] for i in todo]):
-                data = json.dumps(
-                    {"rows": [asdict(r) for r in findings.rows], "curves": [asdict(c) for c in findings.curves]}
-                ).encode()
-                stored[keys[todo[i]]] = data
+                stored[keys[todo[i]]] = data = evidence.pack(findings.rows, findings.curves)
                 self.store.put(keys[todo[i]], data)
                 self.computed["score"] += 1
                 tick()
-        found = []
-        for k in keys:
-            record = json.loads(stored[k])
-            found.append(Findings([Row(**r) for r in record["rows"]], [Curve(**c) for c in record["curves"]]))
+        found = [Findings(*evidence.unpack(stored[k])) for k in keys]
         overlaps = {
             name: o for name, c in zip(self.classifier_names, self.classifiers, strict=True) if (o := self._overlap(c))[0]
         }
@@ -572,7 +567,14 @@ class _Run:
         return Findings(
             [
                 replace(
-                    r, value=None, lo=None, hi=None, trusted=False, reason=f"not published: {why}", ci_reason="not published"
+                    r,
+                    value=None,
+                    lo=None,
+                    hi=None,
+                    trusted=False,
+                    reason=f"not published: {why}",
+                    ci_reason="not published",
+                    evidence=None,
                 )
                 for r in findings.rows
             ],
@@ -672,16 +674,17 @@ class _Run:
                 repeats=table.repeats,
                 label=spec.label,
                 schema=SCHEMA_VERSION,
+                packed=evidence.VERSION,
                 dataset=self.dataset.name,
             )
             for f, spec in zip(self.fingerprints.methods, self.suite.methods, strict=True)
         ]
-        stored = {k: [Row(**r) for r in json.loads(v)] for k, v in self.store.get_many(keys).items()}
+        stored = {k: evidence.unpack(v)[0] for k, v in self.store.get_many(keys).items()}
         todo = [m for m, k in enumerate(keys) if k not in stored]
         if todo:
             for m, rows in self._time(todo, samples).items():
                 stored[keys[m]] = rows
-                self.store.put(keys[m], json.dumps([asdict(r) for r in rows]).encode())
+                self.store.put(keys[m], evidence.pack(rows, []))
                 self.computed["timing"] += 1
         return [row for k in keys for row in stored[k]]
 
@@ -724,7 +727,8 @@ class _Run:
         tables = {"rows": frame(rows, Row), "curves": frame(curves, Curve), "images": self._images()}
         for name, table in tables.items():
             atomic_write(self.out / f"{name}.parquet", _parquet(table))
-        atomic_write(self.out / "rows.json", json.dumps([asdict(r) for r in rows], indent=1))
+        atomic_write(self.out / evidence.FILE, evidence.to_parquet(rows))
+        atomic_write(self.out / "rows.json", json.dumps([r.plain() for r in rows], indent=1))
         file = self.suite.file
         methods = []
         for spec, part, fingerprint, t in zip(
@@ -809,12 +813,24 @@ class _Run:
                         "adapter_status": [o.adapter_status.value if o else "" for o in outputs],
                         "reason": [o.reason if o else "" for o in outputs],
                         "copy_of": table.copies,
-                        "withheld": table.withheld, "fta": table.fta, **table.measures,
+                        "withheld": table.withheld, "fta": table.fta, **table.measures, **self._similarity(table),
+                        "output_sha256": [o.sha256 if o else "" for o in outputs],
                         "seed": [keys[s.id].seed for s in self.samples], "artefact": [keys[s.id].source for s in self.samples],
                     }
                 )
             )  # fmt: skip
         return pd.concat(parts, ignore_index=True)
+
+    def _similarity(self, table: Table) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+        """Cosine similarity of each output's embedding with its original's, per recogniser; NaN where there is none."""
+        from deidbench.metrics.distance import paired
+
+        return {
+            f"similarity_{name}": paired(self.clear_table.embeddings[name], table.embeddings[name])
+            if table.embeddings[name].shape == self.clear_table.embeddings[name].shape
+            else np.full(table.n, np.nan)  # nothing was released
+            for name in self.recognizer_names
+        }
 
     def _write_samples(self) -> None:
         """Pictures of a few persons under every method, evenly spread over the persons, the first image of each."""

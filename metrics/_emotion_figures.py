@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from deidbench.metrics.soft_biometrics import FOLDS, folds
 from deidbench.stats import intervals
+from deidbench.stats.evidence import Evidence
 from deidbench.stats.intervals import Interval
 
 #: scikit-learn's C of the linear heads (inverse penalty, loss summed over images).  Features of emotion-cnn, 0.0001, 0.001 and
@@ -35,6 +36,7 @@ class Figure(NamedTuple):
     replicates: npt.NDArray[np.float64]
     persons: int
     rate: bool = True
+    evidence: Evidence | None = None
 
     def interval(self, level: float) -> Interval:
         if np.isnan(self.value):
@@ -102,12 +104,24 @@ class Tally:
             persons = int((of.sum((1, 2)) > 0).sum())
         else:
             persons = int(self.persons(conditional).min(initial=len(self.counts)))
-        return Figure(float(value), draws, persons)
+        return Figure(float(value), draws, persons, evidence=self._evidence(name, conditional, persons))
+
+    def _evidence(self, name: str, conditional: bool, persons: int) -> Evidence:
+        k = self.counts.shape[1]
+        said = self.counts[:, :, :k]
+        of_class = (said if conditional else self.counts).sum(2)
+        hits = np.diagonal(said, axis1=1, axis2=2)
+        if name == "accuracy":
+            return Evidence.sums("rate", hits.sum(1), of_class.sum(1), persons=persons)
+        if name == "uar":
+            return Evidence.sums("macro", hits, of_class, persons=persons)
+        return Evidence.sums("macro-f1", hits, of_class, said.sum(1), persons=persons)
 
     def share(self, true: int, predicted: int) -> Figure:
         """Share of the images of class ``true`` that were said to be ``predicted`` (k: could not be read)."""
         value, draws = (_divide(c[..., true, predicted], c[..., true, :].sum(-1)) for c in (self.table, self.draws))
-        return Figure(float(value), draws, int(self.persons()[true]))
+        kept = Evidence.sums("rate", self.counts[:, true, predicted], self.counts[:, true].sum(1))
+        return Figure(float(value), draws, int(self.persons()[true]), evidence=kept)
 
     def present(self) -> Figure:
         """UAR whose replicates are means over the classes drawn, so that a rare class does not leave them empty."""
@@ -190,7 +204,9 @@ def kappa(
         chance = (first * second).sum(-1)
         return np.asarray(np.where(1 - chance > 1e-12, 1 - _divide(1 - agree, 1 - chance), np.nan))
 
-    return Figure(float(of(sums.sum(0))), of(_sums(sums, draws)), int((sums[:, 1] > 0).sum()), rate=False)
+    persons = int((sums[:, 1] > 0).sum())
+    kept = Evidence.sums("kappa", sums, persons=persons)
+    return Figure(float(of(sums.sum(0))), of(_sums(sums, draws)), persons, rate=False, evidence=kept)
 
 
 def means(x: npt.NDArray[np.float64], who: npt.NDArray[np.intp], draws: npt.NDArray[np.uint8]) -> list[Figure]:
@@ -203,7 +219,10 @@ def means(x: npt.NDArray[np.float64], who: npt.NDArray[np.intp], draws: npt.NDAr
         intervals.ratio_replicates(sums, images, draws),
     )
     there = int((images > 0).sum())
-    return [Figure(float(v), r, there, rate=False) for v, r in zip(values, replicates.T, strict=True)]
+    return [
+        Figure(float(v), r, there, rate=False, evidence=Evidence.sums("mean", s, images))
+        for v, r, s in zip(values, replicates.T, sums.T, strict=True)
+    ]
 
 
 class Head(NamedTuple):

@@ -16,6 +16,7 @@ from deidbench.metrics.models.labels import ATTRIBUTE_GROUPS, ATTRIBUTES
 from deidbench.metrics.soft_biometrics import MIN_PERSONS, above_chance
 from deidbench.records import Row
 from deidbench.stats import intervals
+from deidbench.stats.evidence import Evidence
 from deidbench.stats.groups import holm
 from deidbench.stats.intervals import Interval
 
@@ -71,6 +72,9 @@ _SUMS: Mapping[str, npt.NDArray[np.bool_]] = {
     "absent": _C == 0,
     "appeared": (_C == 0) & (_A == 1),
     "absent_read": (_C == 0) & _READ,
+    "clear_misses_pos": (_T == 1) & (_C != 1),
+    "lost_shown": (_C == 1) & (_A != 1),
+    "lost_shown_read": (_C == 1) & (_A == 0),
 }
 _WEIGHTS = np.stack([mask.astype(np.float64) for mask in _SUMS.values()], 1)
 
@@ -116,6 +120,23 @@ _BY_KEY = {kind.key: kind for kind in _KINDS}
 _SAME_CLEAR, _SAME = "clear_balanced_accuracy_same_images", "balanced_accuracy_same_images"
 #: Figures of which there are means over attributes.
 _AVERAGED = ("balanced_accuracy", "retention", "removal")
+#: What is kept of figures so that methods can be compared: the form and the sums that are its columns.
+_MADE_OF: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "base_rate": ("macro", ("pos", "labelled")),
+    "clear_balanced_accuracy": ("macro", ("clear_hits_pos", "clear_hits_neg", "pos", "neg")),
+    "clear_false_negative_rate": ("macro", ("clear_misses_pos", "pos")),
+    "balanced_accuracy": ("macro", ("hits_pos", "hits_neg", "pos", "neg")),
+    "balanced_accuracy_without_fta": ("macro", ("hits_pos", "hits_neg", "read_pos", "read_neg")),
+    "retention": ("skill", ("hits_pos", "hits_neg", "clear_hits_pos", "clear_hits_neg", "pos", "neg")),
+    "retention_without_fta": (
+        "skill",
+        ("both_hits_pos", "both_hits_neg", "both_clear_hits_pos", "both_clear_hits_neg", "both_pos", "both_neg"),
+    ),
+    "removal": ("macro", ("lost_shown", "shown")),
+    "removal_without_fta": ("macro", ("lost_shown_read", "shown_read")),
+    "appearance": ("macro", ("appeared", "absent")),
+    "appearance_without_fta": ("macro", ("appeared", "absent_read")),
+}
 
 
 def _divide(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -231,8 +252,13 @@ class _Study:
     values: Mapping[str, npt.NDArray[np.float64]]
     replicates: Mapping[str, npt.NDArray[np.float64]]
     lost: Mapping[bool, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]
+    #: (n,) person of each image, and how many persons there are.
+    who: npt.NDArray[np.intp]
+    people: int
     #: Intervals that were asked for before: notes repeat those of the clear images.
     kept: dict[tuple[str, int, float], Interval] = field(default_factory=dict)
+    #: Counts per person that were asked for before.
+    counted: dict[tuple[int, ...], dict[str, npt.NDArray[np.float64]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, clear: Table, anonymised: Table, name: str, labels: Sequence[str], protocol: Protocol) -> _Study:
@@ -271,6 +297,8 @@ class _Study:
                 first: (_count(cells[t.withheld]), _count(cells[t.fta & ~t.withheld]))
                 for first, t in ((True, clear), (False, anonymised))
             },
+            who,
+            len(names),
         )
 
     def on(self, kind: _Kind, i: int) -> int:
@@ -283,6 +311,15 @@ class _Study:
             value, replicates = float(self.values[kind.key][i]), self.replicates[kind.key][i]
             self.kept[at] = _interval(value, replicates, self.on(kind, i), level, kind.rate)
         return self.kept[at]
+
+    def evidence(self, kind: _Kind, which: Sequence[int], persons: int) -> Evidence:
+        """What a figure of one attribute, or its mean over several, is made of."""
+        at = tuple(which)
+        if at not in self.counted:
+            self.counted[at] = dict(zip(_SUMS, _count_persons(self.cells[:, at], self.who, self.people), strict=True))
+        each = self.counted[at]
+        form, names = _MADE_OF[kind.key]
+        return Evidence.sums(form, *(each[n] for n in names), persons=persons)
 
     def said(self, key: str, what: str, level: float, i: int) -> str:
         """A figure with its interval, for a note."""
@@ -463,9 +500,10 @@ def _refuse(row: Row, reason: str) -> Row:
     return replace(row, reason=reason, ci_reason=reason, chance=None)
 
 
-def _put(row: Row, value: float, interval: Interval, note: Sequence[str]) -> Row:
+def _put(row: Row, value: float, interval: Interval, note: Sequence[str], evidence: Evidence) -> Row:
     return replace(
         row,
+        evidence=evidence,
         value=value,
         lo=interval.lo,
         hi=interval.hi,
@@ -515,7 +553,7 @@ def _row(study: _Study, base: Row, kind: _Kind, i: int, level: float, refused: s
         note = study.said("clear_false_negative_rate", "missed on clear images", level, i)
     elif kind.name == "clear_balanced_accuracy":
         note = refused
-    return _put(row, value, study.interval(kind, i, level), [note])
+    return _put(row, value, study.interval(kind, i, level), [note], study.evidence(kind, [i], study.on(kind, i)))
 
 
 def _why(study: _Study, kind: _Kind, i: int) -> str:
@@ -573,7 +611,8 @@ class _Mean:
         if np.isnan(value):
             return _refuse(row, "the classifier has no skill above chance on the clear images of the faces that were found")
         interval = _interval(float(value), replicates, row.n_persons, self.level, kind.rate)
-        return _put(row, float(value), interval, [self._aside(kind, good), self._of(known, good)])
+        kept = study.evidence(kind, good, row.n_persons)
+        return _put(row, float(value), interval, [self._aside(kind, good), self._of(known, good)], kept)
 
     def _mean(self, kind: _Kind, good: Sequence[int], of: Mapping[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
         if kind.name != "retention":

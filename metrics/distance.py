@@ -14,6 +14,7 @@ from deidbench.metrics.base import NO_BACKGROUND, Background, Findings, Metric, 
 from deidbench.metrics.reid.base import cosine
 from deidbench.records import Row
 from deidbench.stats import intervals, roc
+from deidbench.stats.evidence import Evidence
 from deidbench.stats.intervals import Interval
 
 #: The threshold is calibrated on the pairs of at most so many clear images (12.5 million pairs); of larger data sets on
@@ -233,6 +234,7 @@ def _rows(
             ci_level=interval.level if interval.lo is not None else None,
             ci_method=interval.method,
             ci_reason=interval.reason,
+            evidence=Evidence.sums("rate" if quantity is beyond else "mean", sums, counts),
         )
 
     missing = "" if use.any() else empty

@@ -183,6 +183,7 @@ class _Scorer:
         interval = figure.interval(self.protocol.confidence)
         return replace(
             row,
+            evidence=figure.evidence,
             value=figure.value,
             lo=interval.lo,
             hi=interval.hi,

@@ -18,6 +18,7 @@ from deidbench.metrics.base import NO_BACKGROUND, Background, Findings, Metric, 
 from deidbench.metrics.models.landmarks import MIN_IOU, WEIGHTS, Dlib68
 from deidbench.records import Row
 from deidbench.stats import intervals
+from deidbench.stats.evidence import Evidence
 from deidbench.stats.intervals import Interval
 from deidbench.types import Face, Image
 
@@ -378,15 +379,15 @@ def _rate(table: Table, quantity: Quantity, detector: str, convention: str, prot
             notes.append(f"in the originals of released images dlib finds {int(np.nansum(before))} of {len(before)} faces")
         notes.append(f"found: intersection over union >= {MIN_IOU} with the original's box")
     hit = (use & ~table.withheld & (column == 1)).astype(np.float64)
-    interval, value = Interval.none(protocol.confidence, "no value"), None
+    interval, value, evidence = Interval.none(protocol.confidence, "no value"), None, None
     if use.any():
         who, draws = _draws(table, protocol)
         p = draws.shape[1]
         value = float(hit.sum() / use.sum())
-        interval = intervals.rate_interval(
-            intervals.per_person(who, hit, p), intervals.per_person(who, use, p), draws, protocol.confidence
-        )
-    return _row(table, quantity, use, value, "" if use.any() else reason, interval, notes, convention)
+        hits, trials = intervals.per_person(who, hit, p), intervals.per_person(who, use, p)
+        interval = intervals.rate_interval(hits, trials, draws, protocol.confidence)
+        evidence = Evidence.sums("rate", hits, trials)
+    return _row(table, quantity, use, value, "" if use.any() else reason, interval, notes, convention, evidence)
 
 
 def _mean(table: Table, quantity: Quantity, name: str, protocol: Protocol) -> Row:
@@ -398,21 +399,22 @@ def _mean(table: Table, quantity: Quantity, name: str, protocol: Protocol) -> Ro
         column = table.measures[name]
     use = np.isfinite(column) & ~table.withheld
     notes, reason = _absent(table, use, "dlib" if name.endswith("_dlib") else "facemesh")
-    interval, value = Interval.none(protocol.confidence, "no value"), None
+    interval, value, evidence = Interval.none(protocol.confidence, "no value"), None, None
     if use.any():
         who, draws = _draws(table, protocol)
         p = draws.shape[1]
         value = float(column[use].mean())
         sums, counts = intervals.per_person(who, np.where(use, column, 0.0), p), intervals.per_person(who, use, p)
         interval = intervals.mean_interval(sums, counts, draws, protocol.confidence)
-    return _row(table, quantity, use, value, "" if use.any() else reason, interval, notes)
+        evidence = Evidence.sums("mean", sums, counts)
+    return _row(table, quantity, use, value, "" if use.any() else reason, interval, notes, evidence=evidence)
 
 
 def _correlation(table: Table, quantity: Quantity, column: str, protocol: Protocol) -> Row:
     before, after = table.measures[f"{column}_before"], table.measures[f"{column}_after"]
     use = np.isfinite(before) & np.isfinite(after) & ~table.withheld
     notes, reason = _absent(table, use, "dlib" if column.endswith("_dlib") else "facemesh")
-    interval, value = Interval.none(protocol.confidence, "no value"), None
+    interval, value, evidence = Interval.none(protocol.confidence, "no value"), None, None
     if int(use.sum()) >= 3:
         r = correlation(before[use], after[use])
         if math.isnan(r):
@@ -423,9 +425,14 @@ def _correlation(table: Table, quantity: Quantity, column: str, protocol: Protoc
             replicates = correlation_replicates(before[use], after[use], who[use], draws)
             persons = len(np.unique(table.subjects[use]))
             interval = intervals.percentile_interval(replicates, protocol.confidence, persons, "person bootstrap")
+            # In units of the originals, the same for every method: persons can change places between methods.
+            there = before[np.isfinite(before)]
+            x, y = ((z[use] - there.mean()) / (there.std() or 1.0) for z in (before, after))
+            columns = np.column_stack([np.ones_like(x), x, y, x * x, y * y, x * y])
+            evidence = Evidence.sums("pearson", intervals.per_person(who[use], columns, draws.shape[1]))
     elif use.any():
         reason = "fewer than three images have a value"
-    return _row(table, quantity, use, value, reason, interval, notes)
+    return _row(table, quantity, use, value, reason, interval, notes, evidence=evidence)
 
 
 def _absent(table: Table, use: npt.NDArray[np.bool_], landmarker: str) -> tuple[list[str], str]:
@@ -454,8 +461,10 @@ def _row(
     interval: Interval,
     notes: list[str],
     convention: str = "",
+    evidence: Evidence | None = None,
 ) -> Row:
     return Row(
+        evidence=evidence,
         dataset=table.dataset,
         method=table.method,
         metric=quantity.name,

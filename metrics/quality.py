@@ -111,6 +111,7 @@ class Quality(Metric):
 
     @staticmethod
     def _row(table: Table, quantity: Quantity, protocol: Protocol) -> Row:
+        from deidbench.stats.evidence import Evidence
         from deidbench.stats.intervals import Interval, mean_interval, per_person, person_draws
 
         column = table.measures[quantity.name.removeprefix("quality.")]
@@ -118,6 +119,7 @@ class Quality(Metric):
         use = np.isfinite(column)
         persons, who = np.unique(table.subjects, return_inverse=True)
         value: float | None = None
+        evidence = None
         reason, interval = "", Interval.none(protocol.confidence, "no value")
         if use.any():
             value = float(column[use].mean())
@@ -125,6 +127,7 @@ class Quality(Metric):
             sums = per_person(who, np.where(use, column, 0.0), len(persons))
             counts = per_person(who, use.astype(np.float64), len(persons))
             interval = mean_interval(sums, counts, draws, protocol.confidence)
+            evidence = Evidence.sums("mean", sums, counts)
         elif equal.any():
             reason = "every released image equals its original: the PSNR is infinite"
         elif table.withheld.all():
@@ -157,6 +160,7 @@ class Quality(Metric):
             n_fta=int(table.fta.sum()),
             family=quantity.family,
             note="; ".join(notes),
+            evidence=evidence,
         )
 
 

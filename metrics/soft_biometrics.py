@@ -16,6 +16,7 @@ from deidbench.metrics.base import NO_BACKGROUND, Background, Findings, Metric, 
 from deidbench.metrics.reid.fairness import GROUP_ATTRIBUTES, image_groups
 from deidbench.records import Row
 from deidbench.stats import intervals
+from deidbench.stats.evidence import Evidence
 from deidbench.stats.groups import holm
 from deidbench.stats.intervals import Interval
 
@@ -442,7 +443,9 @@ def _score(given: Sequence[tuple[Table, Table]], recognizers: Sequence[str], pro
                 ),
             )
             interval = _interval(counts[attacker][i].value, found[attacker][i], smallest[i], protocol.confidence)
-            rows.append(_put(row, counts[attacker][i].value, interval))
+            found_out = counts[attacker][i]
+            kept = Evidence.sums("macro", found_out.hits, found_out.images, persons=smallest[i])
+            rows.append(_put(row, found_out.value, interval, kept))
 
         good = [i for i in range(len(usable)) if readable[i]]
         labelled = np.any([usable[i].code >= 0 for i in good], axis=0) if good else np.zeros(anonymised.n, np.bool_)
@@ -467,7 +470,10 @@ def _score(given: Sequence[tuple[Table, Table]], recognizers: Sequence[str], pro
             + ", ".join(usable[i].name for i in good),
         )
         replicates = np.mean([found[attacker][i] for i in good], axis=0)
-        rows.append(_put(row, value, _interval(value, replicates, row.n_persons, protocol.confidence)))
+        interval = _interval(value, replicates, row.n_persons, protocol.confidence)
+        # a mean of means over different numbers of classes: no form of its own
+        kept = Evidence.distribution(replicates[: protocol.curve_replicates], row.n_persons)
+        rows.append(_put(row, value, interval, kept))
     return rows
 
 
@@ -518,9 +524,10 @@ def _counted(table: Table, of: npt.NDArray[np.bool_]) -> dict[str, Any]:
     }
 
 
-def _put(row: Row, value: float, interval: Interval) -> Row:
+def _put(row: Row, value: float, interval: Interval, evidence: Evidence) -> Row:
     return replace(
         row,
+        evidence=evidence,
         value=value,
         lo=interval.lo,
         hi=interval.hi,

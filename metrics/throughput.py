@@ -18,6 +18,7 @@ import numpy as np
 from deidbench.anonymizers.base import Anonymizer
 from deidbench.metrics.base import Protocol, Quantity
 from deidbench.records import Row
+from deidbench.stats.evidence import Evidence
 from deidbench.types import Item, Status
 
 #: Raise it when the same code would be timed in another way: stored timings carry it in their key.
@@ -253,7 +254,8 @@ def rows(timing: Timing, dataset: str, protocol: Protocol) -> list[Row]:
         reason = "nothing was released" if timing.withheld else "no face in the timed images"
         first = _row(f"{prefix}faces_per_s", None, reason=reason, ci_reason="no value", **common)
     else:
-        first = _row(f"{prefix}faces_per_s", float(np.median(speeds)), **_spread(speeds, level), **common)
+        kept = Evidence.repeats(speeds)
+        first = _row(f"{prefix}faces_per_s", float(np.median(speeds)), **_spread(speeds, level), **common, evidence=kept)
     found = [first]
     calls = np.reshape(timing.single, (len(timing.offline), -1)) * 1000
     for share in (50, 90):

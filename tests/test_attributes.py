@@ -89,7 +89,7 @@ def well_formed(rows):
         assert row.lo is None or (row.lo < row.hi and row.lo - 1e-12 <= row.value <= row.hi + 1e-12 and row.ci_method)
         if row.value is not None and row.unit == "rate":
             assert 0 <= row.value <= 1
-        json.dumps(dataclasses.asdict(row), allow_nan=False)
+        json.dumps(row.plain(), allow_nan=False)
     keys = [(r.metric, r.recognizer, r.convention, r.label) for r in rows]
     assert len(set(keys)) == len(keys)
 

@@ -78,7 +78,7 @@ def test_registered_and_declared():
         assert (row.value is None) == bool(row.reason)
         assert (row.lo is None) == (row.hi is None) == bool(row.ci_reason)
         assert row.lo is None or (row.lo <= row.value <= row.hi and row.ci_method and row.ci_level == 0.95)
-        json.dumps(dataclasses.asdict(row), allow_nan=False)
+        json.dumps(row.plain(), allow_nan=False)
     assert {(r.metric, r.recognizer, r.convention) for r in rows} == {
         (m, r, c) for m in declared for r in "qr" for c in CONVENTIONS
     }

@@ -105,7 +105,7 @@ def well_formed(rows):
         if row.value is not None and not row.metric.endswith(("change", "kappa")):
             assert 0 <= row.value <= 1
         assert row.trusted == ("untrusted" not in row.note)
-        json.dumps(dataclasses.asdict(row), allow_nan=False)
+        json.dumps(row.plain(), allow_nan=False)
     keys = [(r.metric, r.recognizer, r.convention, r.comparison, r.label) for r in rows]
     assert len(set(keys)) == len(keys)
     assert {r.metric for r in rows} == set(declared)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 
@@ -307,7 +306,7 @@ def test_every_row_is_declared_and_explains_what_it_lacks():
             "r", "ignorant", "headline", "leave-one-out", False,
         )  # fmt: skip
         assert row.note.startswith("untrusted: why")
-        json.dumps(dataclasses.asdict(row), allow_nan=False)
+        json.dumps(row.plain(), allow_nan=False)
     assert {q.metric for q in got} == set(declared)
     assert quantities([type("M", (), {"quantities": fairness.QUANTITIES})]) == declared
 

@@ -94,7 +94,7 @@ def test_every_row_is_declared_and_explains_what_it_lacks():
         assert (row.lo is None) == (row.hi is None) == bool(row.ci_reason)
         assert row.lo is None or (row.lo <= row.value <= row.hi and row.ci_method and row.ci_level == 0.95), row
         assert row.value is None or 0 <= row.value <= 1
-        json.dumps(dataclasses.asdict(row), allow_nan=False)
+        json.dumps(row.plain(), allow_nan=False)
     assert {r.metric for r in got.rows} == set(declared)
     keys = [(r.metric, r.recognizer, r.attacker, r.convention, r.label) for r in got.rows]
     assert len(keys) == len(set(keys))

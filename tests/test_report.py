@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -1170,8 +1170,8 @@ def test_import_is_cheap() -> None:
 
 
 def test_rows_survive_the_way_through_parquet(run: Path) -> None:
-    expected = [asdict(r) for label, v in VALUES.items() for r in rows_of(label, v)]
-    assert [asdict(r) for r in View(read_run(run)).rows] == expected
+    expected = [r.plain() for label, v in VALUES.items() for r in rows_of(label, v)]
+    assert [r.plain() for r in View(read_run(run)).rows] == expected
 
 
 def test_figures_are_drawn_again_only_when_something_changed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ def everything_is_well_formed(rows, labels=("sex", "age", "Smiling", "")):
         assert (row.lo is None) == (row.hi is None) == bool(row.ci_reason)
         assert row.lo is None or (row.lo <= row.value <= row.hi and row.ci_method and row.ci_level == 0.95)
         assert row.value is None or (0 <= row.value <= 1 and 0 < row.chance < 1)
-        json.dumps(dataclasses.asdict(row), allow_nan=False)
+        json.dumps(row.plain(), allow_nan=False)
     assert sorted((r.label, r.attacker) for r in rows) == sorted((x, a) for x in labels for a in ATTACKERS)
     assert {r.metric for r in rows if not r.label} == {"soft.mean_balanced_accuracy"}
 

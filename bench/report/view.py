@@ -10,12 +10,12 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deidbench.records import CONVENTIONS, Row, Run
+from deidbench.records import CONVENTIONS, Row, Run, columns_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -339,7 +339,7 @@ def key(row: Row) -> Key:
 
 def _typed(table: pd.DataFrame) -> list[Row]:
     """Rows out of a frame; columns that are missing take the default, columns that we do not know are left aside."""
-    names = [f for f in fields(Row) if f.name in table.columns]
+    names = [f for f in columns_of(Row) if f.name in table.columns]
     bare = table[[f.name for f in names]].astype(object)
     bare = bare.where(bare.notna(), None)
     empty: dict[str, Any] = {
@@ -348,9 +348,9 @@ def _typed(table: pd.DataFrame) -> list[Row]:
         else None
         if f.default is MISSING
         else f.default
-        for f in fields(Row)
+        for f in columns_of(Row)
     }
-    cast: dict[str, type] = {f.name: t for f in fields(Row) for t in (str, int, bool) if f.type == t.__name__}
+    cast: dict[str, type] = {f.name: t for f in columns_of(Row) for t in (str, int, bool) if f.type == t.__name__}
     rows = []
     for values in bare.to_dict("records"):
         entry = dict(empty)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from deidbench.metrics.base import Protocol, Quantity, Table
 from deidbench.records import Row
 from deidbench.stats import intervals
+from deidbench.stats.evidence import Evidence
 from deidbench.stats.groups import MIN_PERSONS, group_rates, holm, largest_gap
 from deidbench.stats.intervals import Interval
 
@@ -91,7 +92,7 @@ def rows(
     draws = intervals.person_draws(persons, protocol.replicates, protocol.seed)
     rate, gap = QUANTITIES
     out: list[Row] = []
-    base = replace(base, value=None, lo=None, hi=None, ci_level=None, ci_method="", ci_reason="", reason="", threshold=None,
+    base = replace(base, evidence=None, value=None, lo=None, hi=None, ci_level=None, ci_method="", ci_reason="", reason="", threshold=None,
                    realised_fmr=None)  # fmt: skip
     none = np.zeros(len(trials))
     lost = {"n_failed": none if failed is None else failed, "n_fta": none if fta is None else fta}
@@ -124,7 +125,9 @@ def rows(
                 **{count: round(x[labels == one.name].sum()) for count, x in lost.items()},
                 note=_joined(base.note, small),
             )
-            out.append(_put(row, one.rate, one.interval, "no trials"))
+            mine = labels == one.name
+            kept = Evidence.sums("rate", np.where(mine, hits, 0), np.where(mine, trials, 0)) if one.trials else None
+            out.append(replace(_put(row, one.rate, one.interval, "no trials"), evidence=kept))
         row = replace(
             base,
             metric=gap.name,

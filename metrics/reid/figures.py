@@ -16,6 +16,7 @@ from deidbench.metrics.reid.attack import MAX_PAIRS, Probes, Searches, View, rat
 from deidbench.metrics.reid.comparison import Comparison
 from deidbench.records import Curve, Row
 from deidbench.stats import calibration, intervals, linkability
+from deidbench.stats.evidence import Evidence
 from deidbench.stats.intervals import Interval
 from deidbench.stats.pairs import AUC_BINS, EXACT_AUC_PERSONS, Pairs, bootstrap_all, bootstrap_pair_rate, recentred
 from deidbench.types import Floats
@@ -126,7 +127,8 @@ class Figures:
         for name, row in rows.items():
             if name == "d_sys":
                 row = replace(row, note=notes(row.note, f"{linked.bins} bins, omega = 1"))
-            out.append(put(row, values[name], self._rate(values[name], replicates[name], persons, how[name])))
+            interval = self._rate(values[name], replicates[name], persons, how[name])
+            out.append(put(row, values[name], interval, Evidence.distribution(replicates[name], persons)))
         return out
 
     def false_matches(self, pairs: Pairs, threshold: float, value: float) -> Interval:
@@ -153,9 +155,10 @@ def notes(*parts: str) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def put(row: Row, value: float, interval: Interval) -> Row:
+def put(row: Row, value: float, interval: Interval, evidence: Evidence | None = None) -> Row:
     return replace(
         row,
+        evidence=evidence,
         value=float(value),
         lo=interval.lo,
         hi=interval.hi,
@@ -193,7 +196,8 @@ def acquisition_rows(table: Table, figures: Figures, named: Any) -> list[Row]:
         if not of.any():
             rows.append(refuse(row, "no image was released" if table.n else "no images"))
         else:
-            rows.append(put(row, events.sum() / trials.sum(), figures.rates(events[:, None], trials, "person bootstrap")[0]))
+            interval = figures.rates(events[:, None], trials, "person bootstrap")[0]
+            rows.append(put(row, events.sum() / trials.sum(), interval, Evidence.sums("rate", events, trials)))
     return rows
 
 
@@ -213,7 +217,7 @@ def attack_rows(view: View, layout: Comparison, figures: Figures, fixed_at: Thre
                 rows.append(refuse(row, f"rank {k} is beyond the {layout.size} gallery images"))
             else:
                 row = replace(row, chance=float(view.chance[k - 1]))
-                rows.append(put(row, values[k - 1], interval))
+                rows.append(put(row, values[k - 1], interval, Evidence.sums("rate", view.hits[:, k - 1], view.tried)))
 
     pairs = view.pairs
     seen = {"n_images": view.probes, "n_persons": view.probe_persons}
@@ -241,8 +245,9 @@ def attack_rows(view: View, layout: Comparison, figures: Figures, fixed_at: Thre
         events = np.column_stack([accepted, trials - accepted])
         tmr, fnmr = figures.rates(events, trials, "person bootstrap, threshold fixed")
         # An attacker who knows nothing accepts genuine pairs as often as impostors.
-        rows.append(put(named(names[0], chance=fmr, **fixed), accepted.sum() / trials.sum(), tmr))
-        rows.append(put(named(names[1], chance=1 - fmr, **fixed), events[:, 1].sum() / trials.sum(), fnmr))
+        matched, missed = (Evidence.sums("rate", column, trials) for column in events.T)
+        rows.append(put(named(names[0], chance=fmr, **fixed), accepted.sum() / trials.sum(), tmr, matched))
+        rows.append(put(named(names[1], chance=1 - fmr, **fixed), events[:, 1].sum() / trials.sum(), fnmr, missed))
         rows.append(put(named(names[2], **fixed), fmr, figures.false_matches(pairs, threshold, fmr)))
     return rows + _open_set(view.searches, figures, fixed_at.fpir, named, len(layout.persons))
 
@@ -280,7 +285,8 @@ def _streamed_rows(
             if drawn is None
             else intervals.percentile_interval(drawn, figures.level, groups, how)
         )
-        rows.append(put(row, value, interval))
+        kept = None if drawn is None else Evidence.distribution(drawn, groups)
+        rows.append(put(row, value, interval, kept))
     for target, three in zip(fixed_at.fmr, names, strict=True):
         if target.threshold is None:
             rows += [refuse(named(n), target.reason) for n in three]
@@ -323,11 +329,12 @@ def _open_set(searches: Searches, figures: Figures, targets: list[Target], named
             found = searches.hit * (searches.best_mate >= np.float32(threshold))
             missed = tried - intervals.per_person(person[mated], found[mated], persons)
             what = "person bootstrap, gallery and threshold fixed"
-            rows.append(put(fnir, missed.sum() / tried.sum(), figures.rates(missed[:, None], tried, what)[0]))
+            interval = figures.rates(missed[:, None], tried, what)[0]
+            rows.append(put(fnir, missed.sum() / tried.sum(), interval, Evidence.sums("rate", missed, tried)))
         else:
             rows.append(refuse(fnir, NO_MATES))
         interval = figures.rates(alarms[:, None], trials, "person bootstrap, gallery and threshold fixed")[0]
-        rows.append(put(fpir, alarms.sum() / trials.sum(), interval))
+        rows.append(put(fpir, alarms.sum() / trials.sum(), interval, Evidence.sums("rate", alarms, trials)))
     return rows
 
 
@@ -391,4 +398,5 @@ def worst_case(
         ),
         **counts,
     )
-    return put(row, value, interval)
+    names = [f"{a} with {r}" for a, r, _ in mated]
+    return put(row, value, interval, Evidence.sums("largest", *(v.hits[:, 0] for _, _, v in mated), view.tried, names=names))
