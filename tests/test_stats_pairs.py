@@ -254,12 +254,34 @@ def test_all_figures_of_constant_separated_and_empty_samples():
     for values, expected in (((0.5, 0.5), (0.5, 0.5, 1, 0)), ((-np.inf, -np.inf), (0.5, 0.5, 1, 0)), ((1, -1), (0, 1, 0, 1))):
         p = make(8, 3, 1)
         p.genuine[:], p.impostor[:] = values
-        for replicates, value in zip(pairs.bootstrap_all(p, draws), expected, strict=True):
+        for replicates, value in zip(pairs.bootstrap_all(p, draws)[:4], expected, strict=True):
             assert set(replicates) == {value}
     none = p._replace(genuine=p.genuine[:0], genuine_person=p.genuine_person[:0])
-    for replicates in pairs.bootstrap_all(none, draws):
+    for replicates in pairs.bootstrap_all(none, draws)[:4]:
         assert replicates.shape == (100,)
         assert np.isnan(replicates).all()
+    det = pairs.bootstrap_all(none, draws, [0.1, 0.2]).fnmr
+    assert det.shape == (100, 2)
+    assert np.isnan(det).all()
+
+
+@pytest.mark.parametrize(("persons", "images"), [(12, 5), (40, 4), (130, 3)])
+def test_det_replicates_are_near_the_resample_written_out(persons, images):
+    p = make(persons, images, persons)
+    draws = intervals.person_draws(names(persons), 40, 0)
+    fmr = np.array([0.001, 0.01, 0.05, 0.1, 0.3, 0.6, 0.9])
+    found = pairs.bootstrap_all(p, draws, fmr).fnmr
+
+    def exact(genuine, impostor):
+        curve = roc.roc(genuine, impostor)
+        return np.interp(fmr, curve.fmr[::-1], curve.fnmr[::-1])
+
+    expected = np.array([exact(*written_out(p, row.astype(float))) for row in draws])
+    # a tenth of the spread of the replicates: adds about a hundredth to the width of the band
+    assert np.abs(found - expected).max() < 0.5 * expected.std(0).max()
+    assert np.abs(found - expected).mean() < 0.15 * expected.std(0).mean()
+    one = pairs.bootstrap_all(p, np.ones((1, persons), np.uint8), fmr).fnmr[0]
+    np.testing.assert_allclose(one, exact(p.genuine, p.impostor), atol=1e-12)
 
 
 def test_a_full_bin_is_divided_further(monkeypatch):

@@ -62,15 +62,19 @@ class Replicates(NamedTuple):
     auc: Values
     cllr_min: Values
     d_sys: Values
+    fnmr: Values
 
 
-def bootstrap_all(pairs: Pairs, draws: npt.NDArray[np.uint8]) -> Replicates:
+def bootstrap_all(pairs: Pairs, draws: npt.NDArray[np.uint8], fmr: npt.ArrayLike = ()) -> Replicates:
     """EER, AUC, Cllr_min and D_sys (omega 1, its own bins) in each replicate, the very numbers of the single functions.
 
-    draws: (B, P) from :func:`deidbench.stats.intervals.person_draws`.  Costs little more than the most costly of them.
+    draws: (B, P) from :func:`deidbench.stats.intervals.person_draws`.  fmr: (f,) false match rates at which ``fnmr`` (B, f) is
+    read off the replicate's DET curve (see :func:`_det`).  Costs little more than the most costly of them.
     """
+    at = np.asarray(fmr, np.float64)
     if _empty(pairs):
-        return Replicates(*(np.full(len(draws), np.nan) for _ in Replicates._fields))
+        empty = np.full(len(draws), np.nan)
+        return Replicates(empty, empty, empty, empty, np.full((len(draws), len(at)), np.nan))
     own, linked = _score_edges(pairs), linkability.edges(pairs.genuine, pairs.impostor)
     edges = np.unique(np.concatenate([own, linked]))
     split = _split(pairs, edges)
@@ -82,7 +86,31 @@ def bootstrap_all(pairs: Pairs, draws: npt.NDArray[np.uint8]) -> Replicates:
         _auc(levels, sample, coarse) if _many(draws) else _exact_auc(pairs, draws),
         _cllr_min(levels, sample, coarse),
         linkability.d_sys_from_counts(*_coarser(binned, edges, linked)),
+        _det(pairs, _sample(split), binned, at),
     )
+
+
+def _det(pairs: Pairs, sample: Binned, binned: Binned, fmr: Values) -> Values:
+    """FNMR at given FMRs in each replicate, on straight lines between the edges of the bins: float64 (B, f), clipped to [0, 1].
+
+    What the bins change in the sample's own curve is taken off every replicate.
+    """
+    if not len(fmr):
+        return np.empty((len(binned.genuine), 0))
+
+    def curves(b: Binned) -> Values:
+        under = Binned(*(np.cumsum(x, 1) / np.maximum(x.sum(1, keepdims=True), 1) for x in b))
+        start = np.ones((len(under.impostor), 1))
+        falling = np.hstack([start, 1 - under.impostor])[:, ::-1]  # ascending, as interp wants it
+        missed = np.hstack([0 * start, under.genuine])[:, ::-1]
+        # where several edges share an FMR the lowest threshold's FNMR counts, as on the polyline from the right
+        return np.array([np.interp(fmr, x, y) for x, y in zip(falling, missed, strict=True)]).reshape(-1, len(fmr))
+
+    exact = roc.roc(pairs.genuine, pairs.impostor)
+    own = np.interp(fmr, exact.fmr[::-1], exact.fnmr[::-1])
+    out: Values = np.clip(curves(binned) + (own - curves(sample)), 0, 1)
+    out[(binned.genuine.sum(1) == 0) | (binned.impostor.sum(1) == 0)] = np.nan
+    return out
 
 
 def bootstrap_binned(pairs: Pairs, draws: npt.NDArray[np.uint8], edges: npt.ArrayLike) -> Binned:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Longest rank of a CMC curve.
 CMC_RANKS = 50
+#: Bins of the score distributions that are kept for the report.
+SCORE_BINS = 60
 NO_MATES = "no probe has another image of its person in the gallery"
 
 
@@ -103,8 +105,11 @@ class Figures:
             return intervals.all_events(persons, self.level)
         return intervals.percentile_interval(replicates, self.level, persons, what, expand=expand)
 
-    def whole(self, pairs: Pairs, rows: Mapping[str, Row]) -> list[Row]:
-        """EER, AUC, Cllr_min and D_sys, read off the whole score distributions.  rows: blank ones by name."""
+    def whole(self, pairs: Pairs, rows: Mapping[str, Row], kept: dict[str, Any]) -> list[Row]:
+        """EER, AUC, Cllr_min and D_sys, read off the whole score distributions.  rows: blank ones by name.
+
+        kept: gets the DET curve with its band ("det"), which comes from the same replicates.
+        """
         persons = len(np.unique(pairs.genuine_person))
         linked = linkability.d_sys(pairs.genuine, pairs.impostor)
         values = {
@@ -113,7 +118,9 @@ class Figures:
             "cllr_min": calibration.cllr_min(pairs.genuine, pairs.impostor),
             "d_sys": linked.value,
         }
-        replicates = bootstrap_all(pairs, self.pair_draws)._asdict()
+        det = verification.thin(verification.roc(pairs.genuine, pairs.impostor))
+        replicates = bootstrap_all(pairs, self.pair_draws, det.fmr)._asdict()
+        kept["det"] = det, self._band(replicates["fnmr"], persons)
         binned = f", {AUC_BINS} score bins" if len(self.persons) > EXACT_AUC_PERSONS else ""
         how = {
             "eer": "person bootstrap of pairs, threshold recomputed",
@@ -130,6 +137,13 @@ class Figures:
             interval = self._rate(values[name], replicates[name], persons, how[name])
             out.append(put(row, values[name], interval, Evidence.distribution(replicates[name], persons)))
         return out
+
+    def _band(self, fnmr: npt.NDArray[np.float64], persons: int) -> npt.NDArray[np.float64] | None:
+        """Pointwise bounds (2, f) of FNMR at fixed FMRs from its replicates (B, f); None with fewer than two persons."""
+        if persons < 2 or np.isnan(fnmr).any(0).all():
+            return None
+        tail = intervals.expanded_tail(self.level, persons)
+        return np.asarray(np.nanquantile(fnmr, [tail, 1 - tail], axis=0))
 
     def false_matches(self, pairs: Pairs, threshold: float, value: float) -> Interval:
         persons = len(np.unique(np.concatenate([pairs.impostor_a, pairs.impostor_b])))
@@ -231,7 +245,7 @@ def attack_rows(view: View, layout: Comparison, figures: Figures, fixed_at: Thre
     if missing:
         rows += [refuse(row, missing) for row in whole.values()]
     else:
-        rows += figures.whole(pairs, whole)
+        rows += figures.whole(pairs, whole, view.kept)
 
     for x, threshold, reason in fixed_at.fmr:
         names = (f"tmr@fmr={x:g}", f"fnmr@fmr={x:g}", f"fmr@fmr={x:g}")
@@ -339,7 +353,7 @@ def _open_set(searches: Searches, figures: Figures, targets: list[Target], named
 
 
 def attack_curves(view: View, layout: Comparison, figures: Figures, base: Row) -> list[Curve]:
-    """CMC with pointwise bands, and a thinned DET curve."""
+    """CMC and thinned DET curve with pointwise bands, and the distributions of the scores."""
     point = partial(
         Curve, base.dataset, base.method, recognizer=base.recognizer, attacker=base.attacker, convention=base.convention
     )
@@ -351,12 +365,34 @@ def attack_curves(view: View, layout: Comparison, figures: Figures, base: Row) -
         curves += [point(curve="cmc", x=float(k + 1), y=float(rate[k]), lo=bands[k].lo, hi=bands[k].hi) for k in range(ranks)]
     both = view.pairs is not None and len(view.pairs.genuine) and len(view.pairs.impostor)
     if view.streamed is not None or both:
-        if view.pairs is not None:
+        band = None
+        if "det" in view.kept:
+            det, band = view.kept["det"]
+        elif view.pairs is not None:
             det = verification.thin(verification.roc(view.pairs.genuine, view.pairs.impostor))
         else:
             assert view.streamed is not None
             det = verification.thin(view.streamed.roc())
-        curves += [point(curve="det", x=float(x), y=float(y)) for x, y in zip(det.fmr, det.fnmr, strict=True)]
+        for i, (x, y) in enumerate(zip(det.fmr, det.fnmr, strict=True)):
+            # everything accepted, or nothing: no figure of the data
+            lo, hi = (None, None) if band is None or x in (0, 1) else band[:, i].tolist()
+            curves.append(point(curve="det", x=float(x), y=float(y), lo=lo, hi=hi))
+    if view.pairs is not None and both:
+        curves += _distributions(view.pairs, point)
+    return curves
+
+
+def _distributions(pairs: Pairs, point: Any) -> list[Curve]:
+    """Shares of genuine and impostor pairs per bin of the score; comparisons that could not be made are in no bin."""
+    finite = [x[np.isfinite(x)] for x in (pairs.genuine, pairs.impostor)]
+    ends = [f(x) for x in finite if len(x) for f in (np.min, np.max)]
+    if not ends or min(ends) == max(ends):
+        return []
+    edges = np.linspace(min(ends), max(ends), SCORE_BINS + 1)
+    curves = []
+    for kind, x, of in zip(("genuine", "impostor"), finite, (pairs.genuine, pairs.impostor), strict=True):
+        share = np.histogram(x, edges)[0] / len(of)
+        curves += [point(curve=f"scores_{kind}", x=float(e), y=float(s)) for e, s in zip(edges, share, strict=False)]
     return curves
 
 
