@@ -106,8 +106,9 @@ def removal(view: View, dataset: str, width: float = COLUMN, methods: Sequence[s
         ax.set_xticks([0, 0.5, 1.0] if pw < 1.2 else [0, 0.25, 0.5, 0.75, 1.0])
         ax.tick_params(axis="x", labelsize=size - 0.5, length=2, pad=1.5)
         _percent_axis(ax.xaxis)
-        for label, side in ((ax.get_xticklabels()[0], "left"), (ax.get_xticklabels()[-1], "right")):
-            label.set_horizontalalignment(side)  # the neighbours' labels are close
+        ends = ax.get_xticklabels()
+        ends[0].set_horizontalalignment("left")  # the neighbours' labels are close
+        ends[-1].set_horizontalalignment("right")
         ax.grid(visible=False, axis="y")
         ax.set_yticks([])
         ax.annotate(heads[i], (0.12 if lean else 0, 1), xycoords="axes fraction", xytext=(0, 3), textcoords="offset points", fontsize=6.4,
