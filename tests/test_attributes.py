@@ -18,7 +18,7 @@ from deidbench.metrics.attributes import MIN_PERSONS, Attributes, table_of
 from deidbench.metrics.base import Protocol, Reading, Table
 from deidbench.metrics.models.labels import ATTRIBUTE_GROUPS, ATTRIBUTES
 from deidbench.stats import intervals
-from deidbench.stats.groups import holm
+from deidbench.stats.multiplicity import holm
 
 QUICK = Protocol(replicates=400)
 NAMES = ("Male", "Smiling", "Eyeglasses", "Bangs", "Tattoo")  # the last is nobody's: in no group

@@ -8,13 +8,13 @@ import json
 import numpy as np
 import pytest
 from scipy.stats import permutation_test
-from statsmodels.stats.multitest import multipletests
 
 from deidbench.metrics.base import Protocol, Table, quantities
 from deidbench.metrics.reid import fairness
 from deidbench.records import Row
 from deidbench.stats import intervals
-from deidbench.stats.groups import MIN_PERSONS, group_rates, holm, largest_gap
+from deidbench.stats.groups import MIN_PERSONS, group_rates, largest_gap
+from deidbench.stats.multiplicity import holm
 
 QUICK = Protocol(replicates=400)
 
@@ -42,25 +42,6 @@ def some(seed, sizes=(25, 15, 12), images=6, rates=(0.5, 0.5, 0.5)):
 def gap_of(hits, trials, label):
     rate = [hits[label == g].sum() / trials[label == g].sum() for g in np.unique(label)]
     return max(rate) - min(rate)
-
-
-# --- Holm
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_holm_equals_statsmodels(seed):
-    p = np.random.default_rng(seed).random(12) ** 3
-    p[3] = p[5]
-    assert holm(p) == pytest.approx(multipletests(p, method="holm")[1], abs=1e-15)
-
-
-def test_holm_of_few_and_of_nonsense():
-    assert holm([]).shape == (0,)
-    assert holm([0.03]).tolist() == [0.03]
-    assert holm([0.9, 0.8]).tolist() == [1, 1]
-    for wrong in ([-0.1], [1.1], [np.nan]):
-        with pytest.raises(ValueError, match="p-values"):
-            holm(wrong)
 
 
 # --- rates per group

@@ -5,7 +5,7 @@ bootstrap interval.  A gap therefore goes with its permutation null: group label
 and each person's events and trials stay as they are.
 
 Sources: Good 2005, "Permutation, Parametric and Bootstrap Tests of Hypotheses" (null of a shuffled label);
-Phipson & Smyth 2010 (the (1 + b) / (1 + n) p-value); Holm 1979.
+Phipson & Smyth 2010 (the (1 + b) / (1 + n) p-value).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deidbench.stats.intervals import Interval, all_events, percentile_interval, ratio_replicates, zero_events
+from deidbench.stats.multiplicity import holm as holm  # was here once, and callers know it under this name
 
 #: A group with fewer persons has a rate, but is not in the gap.
 MIN_PERSONS = 10
@@ -56,17 +57,6 @@ class Gap(NamedTuple):
     persons: int = 0
     trials: float = 0.0
     reason: str = ""
-
-
-def holm(p: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Holm's adjusted p-values of one family (Holm 1979), in the order given: float64 (m,), at most 1."""
-    x = np.asarray(p, np.float64)
-    if np.isnan(x).any() or (x < 0).any() or (x > 1).any():
-        raise ValueError("p-values lie in [0, 1]")
-    order = np.argsort(x, kind="stable")
-    out = np.empty(len(x))
-    out[order] = np.minimum(1, np.maximum.accumulate(x[order] * np.arange(len(x), 0, -1)))
-    return out
 
 
 def _checked(
