@@ -177,6 +177,8 @@ def _ranges(
             t for label in mine for t in fixed[label].values() if low - 0.5 * (high - low) <= t <= high + 0.5 * (high - low)
         ]
         low, high = min([low, *near]), max([high, *near])
+        if high - low < 1e-9 * max(abs(low), abs(high), 1e-9):  # all scores alike, but for rounding
+            low, high = low - 0.5, high + 0.5
         out[attack] = low - 0.04 * (high - low), high + 0.04 * (high - low)
     return out
 
