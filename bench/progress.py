@@ -6,10 +6,20 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 #: Seconds between two lines where there is no terminal.
 LOG_EVERY = 10.0
+
+
+def console(stderr: bool = False) -> Console:
+    """A terminal (or a file) that shows text as it is, without guessing what to colour in it."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
 
 
 class Ticker(Protocol):

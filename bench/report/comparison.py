@@ -1,0 +1,217 @@
+"""A comparison on paper: one table per figure, a long table with everything, verdicts, for people and for machines."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deidbench.compare import Comparison, Question, Result
+from deidbench.report.tables import csv_long, md, tex, to_console
+from deidbench.report.view import number, plain, unit_sign, write_atomically
+from deidbench.words import amount, p_text, spoken, title, whose
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+HEAD = ("A", "B", "A's", "B's", "A − B", "CI", "p", "p_Holm", "effect", "better")
+
+
+def heading(r: Result) -> str:
+    """What a table of one figure is called."""
+    said = title(r.metric)
+    convention = r.convention.replace("_", " ") if r.convention not in ("", "headline") else ""
+    more = [x for x in (whose(r), r.comparison if r.metric.startswith("emotion.") else "", r.label, convention) if x]
+    sign = unit_sign(r.unit)
+    arrow = {True: " ↑", False: " ↓", None: ""}[r.higher_is_better]
+    return plain(said + (f", {', '.join(more)}" if more else "") + (f" [{sign}]" if sign else "") + arrow)
+
+
+def cells(r: Result) -> tuple[str, ...]:
+    """The line of one pair, in the order of :data:`HEAD`."""
+    values = ["–" if v is None else number(v, r.unit) for v in (r.value_a, r.value_b)]
+    if r.reason:
+        return (r.a, r.b, *values, "–", "", "", "", "", r.reason)
+    if r.ratio is not None:
+        difference = f"×{r.ratio:.2f}"
+        ends = "" if r.lo is None or r.hi is None else f"[{math.exp(r.lo):.2f}, {math.exp(r.hi):.2f}]"
+    else:
+        difference = "=" if r.identical else amount(r.difference or 0.0, r.unit, signed=True)
+        ends = "" if r.lo is None or r.hi is None else f"[{amount(r.lo, r.unit)}, {amount(r.hi, r.unit)}]"
+    effect = "" if r.effect is None or r.ratio is not None else f"{r.effect:+.2f}".replace("-", "−")
+    better = {"a": r.a, "b": r.b}.get(r.better, "identical" if r.identical else "")
+    ps = ["" if p is None else p_text(p).removeprefix("= ") for p in (r.p, r.p_holm)]
+    return (r.a, r.b, *values, difference, ends, *ps, effect, better + ("" if r.trusted else " (not trusted)"))
+
+
+def frame(comparison: Comparison) -> pd.DataFrame:
+    """All results, one line each, every column of :class:`~deidbench.compare.Result`."""
+    import pandas as pd
+
+    return pd.DataFrame([asdict(r) for r in comparison.results], columns=list(Result.__dataclass_fields__))
+
+
+def by_question(comparison: Comparison) -> list[tuple[Question, list[Result]]]:
+    """Results of each figure, in the order in which figures were asked for."""
+    groups: dict[Question, list[Result]] = {q: [] for q in comparison.questions}
+    for r in comparison.results:
+        if r.question in groups:
+            groups[r.question].append(r)
+    return [(q, rs) for q, rs in groups.items() if rs]
+
+
+def wide(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """One line per pair, one column per figure: the difference, with * where p_Holm is below alpha."""
+    questions = by_question(comparison)
+    pairs = list(dict.fromkeys((r.a, r.b) for r in comparison.results))
+    at = {(q, r.a, r.b): r for q, rs in questions for r in rs}
+    lines = []
+    for a, b in pairs:
+        line = [a, b]
+        for q, _ in questions:
+            r = at.get((q, a, b))
+            shown = r is not None and r.p_holm is not None and r.p_holm < comparison.alpha
+            line.append("" if r is None else cells(r)[4] + ("*" if shown else ""))
+        lines.append(line)
+    return ["A", "B", *(heading(rs[0]) for _, rs in questions)], lines
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What a reader must know of the tables."""
+    level = f"{100 * comparison.level:g} %"
+    tests = sorted({f"{r.test.split(' over ')[0]}" for r in comparison.results if r.test})
+    out = [
+        f"A − B with its paired {level} interval over persons (not adjusted for how many there are); rates in points.  p_Holm: "
+        "adjusted for all tests of the same metric in this comparison; “better” where it is below "
+        f"{comparison.alpha:g}.  No difference shown does not mean that there is none: deidbench gate tests for that.",
+        f"Tests: {'; '.join(tests)}." if tests else "No test was made.",
+        "Effect: Cohen's h for rates on images, rank-biserial r of the persons for means.",
+    ]
+    if comparison.left_out:
+        n = len(comparison.left_out)
+        out.append(f"{n} pair{'s' * (n != 1)} could not be compared in a figure; the first: {comparison.left_out[0]}.")
+    return [*out, *(f"Remark: {r}." for r in comparison.remarks)]
+
+
+def markdown(comparison: Comparison) -> str:
+    """Verdicts and tables as GitHub-flavoured Markdown."""
+    out = [f"# Comparison of {md(', '.join(comparison.runs))}", ""]
+    if comparison.forced:
+        out += ["> **These runs differ, and were compared all the same (`--force`):**", ">"]
+        out += [f"> - {md(d)}" for d in comparison.forced] + [""]
+    for _, results in by_question(comparison):
+        out += [
+            f"## {md(heading(results[0]))}",
+            "",
+            "| " + " | ".join(md(h) for h in HEAD) + " |",
+            "|:---|:---|" + "---:|" * 7 + ":---|",
+        ]
+        for r in results:
+            line = [md(c) for c in cells(r)]
+            if r.better:
+                line[-1] = f"**{line[-1]}**"
+            out.append("| " + " | ".join(line) + " |")
+        out += ["", *(f"- {md(r.verdict)}" for r in results if r.better or r.identical), ""]
+    out += [f"- {md(n)}" for n in notes(comparison)]
+    return "\n".join(out) + "\n"
+
+
+def latex(comparison: Comparison) -> str:
+    """A booktabs table per figure; the better method's name in bold."""
+    out = ["% Made by deidbench.  Needs: \\usepackage[T1]{fontenc} \\usepackage{textcomp,booktabs}"]
+    for _, results in by_question(comparison):
+        q = results[0]
+        out += [
+            "\\begin{table}[t]", "\\centering",
+            f"\\caption{{{tex(heading(q))}: paired differences.  {tex(notes(comparison)[0])}}}",
+            "\\begin{tabular}{@{}llrrrrr@{}}", "\\toprule",
+            "A & B & A & B & A $-$ B & \\multicolumn{1}{c}{CI} & $p_\\mathrm{Holm}$ \\\\", "\\midrule",
+        ]  # fmt: skip
+        for r in results:
+            c = cells(r)
+            names = [f"\\textbf{{{tex(n)}}}" if side == r.better else tex(n) for side, n in (("a", r.a), ("b", r.b))]
+            p = tex(c[7]).replace("\\textless{}", "$<$")
+            out.append(" & ".join([*names, *(tex(x) for x in c[2:6]), p]) + r" \\")
+        out += ["\\bottomrule", "\\end{tabular}", "\\end{table}", ""]
+    return "\n".join(out)
+
+
+def write(comparison: Comparison, folder: Path) -> list[Path]:
+    """comparison.{json,csv,parquet,md,tex} and comparison-wide.csv in ``folder``, each whole or not at all."""
+    import io
+
+    import pandas as pd
+
+    table = frame(comparison)
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    head, lines = wide(comparison)
+    return [
+        write_atomically(folder / "comparison.json", json.dumps(comparison.record(), indent=1)),
+        write_atomically(folder / "comparison.csv", csv_long(table)),
+        write_atomically(folder / "comparison-wide.csv", csv_long(pd.DataFrame(lines, columns=head))),
+        write_atomically(folder / "comparison.parquet", buffer.getvalue()),
+        write_atomically(folder / "comparison.md", markdown(comparison)),
+        write_atomically(folder / "comparison.tex", latex(comparison)),
+    ]
+
+
+def show(comparison: Comparison, console: Console, *, most: int = 12) -> None:
+    """Verdicts on the terminal, grouped by figure; a long group shows what is significant first."""
+    from rich.text import Text
+
+    def say(text: str, style: str = "") -> None:
+        console.print(Text(to_console(plain(text), console.encoding), style=style), soft_wrap=False)
+
+    for d in comparison.forced:
+        say(f"! compared although {d}", "yellow")
+    for _, results in by_question(comparison):
+        say(heading(results[0]), "bold")
+        ordered = sorted(results, key=lambda r: (not r.better, bool(r.reason)))
+        for r in ordered[:most]:
+            sign = "=" if r.identical else "?" if r.reason else "●" if r.better else "○"
+            say(f"  {sign} {r.verdict}", "" if r.better else "dim")
+        if len(ordered) > most:
+            left = len(ordered) - most
+            say(f"  ... and {left} more pair{'s' * (left != 1)} (--out FOLDER writes all)", "dim")
+    for r in comparison.remarks:
+        if not r.startswith("compared although"):
+            say(f"note: {r}", "dim")
+
+
+def matrix(results: Sequence[Result], names: Sequence[str]) -> list[list[str]]:
+    """Who beats whom in one figure: "better", "worse", "=" (identical), "" (nothing shown) of the line's over the column's method."""
+    at = {(r.a, r.b): r for r in results}
+    out = []
+    for x in names:
+        line = []
+        for y in names:
+            r, turned = (at[x, y], False) if (x, y) in at else (at.get((y, x)), True)
+            if r is None or r.reason:
+                line.append("")
+            elif r.identical:
+                line.append("=")
+            else:
+                line.append({"": "", "a": "worse" if turned else "better", "b": "better" if turned else "worse"}[r.better])
+        out.append(line)
+    return out
+
+
+__all__ = [
+    "by_question",
+    "cells",
+    "frame",
+    "heading",
+    "latex",
+    "markdown",
+    "matrix",
+    "notes",
+    "show",
+    "spoken",
+    "wide",
+    "write",
+]
