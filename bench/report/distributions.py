@@ -211,7 +211,7 @@ def _panel(
         else:
             end, tip = (low, "<") if t < low else (high, ">")
             ax.plot([end], [0.08 * top], marker=tip, ms=3.2, color=INK, clip_on=False, zorder=4)
-    room = int(pw / (0.58 * 7 / 72))
+    room = int(pw / (0.64 * 7 / 72))
     colour = GREY if m.control else INK
     ax.annotate(shorten(m.label, room), (0, 1), xycoords="axes fraction", xytext=(0, 9.5 if named else 2), textcoords="offset points",
                 fontsize=7.0, color=colour, va="bottom", annotation_clip=False)  # fmt: skip

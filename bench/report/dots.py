@@ -108,7 +108,7 @@ def delta_p(view: View, dataset: str, width: float = COLUMN) -> Drawing | str:
             values, arms = np.array([r.value for _, r in rows], float), np.array([_spread(r) for _, r in rows]).reshape(-1, 2)
             y = np.array([c + offset for c, _ in rows])
             ax.hlines(y, values - arms[:, 0], values + arms[:, 1], colors=[colour], lw=0.8, zorder=2)
-            ax.plot(values, y, ls="", marker=marker, ms=2.9, mfc=colour, mec="white", mew=0.3, zorder=3, clip_on=False)
+            ax.plot(values, y, ls="", marker=marker, ms=2.8, mfc=colour, mec=colour, mew=0.4, zorder=3, clip_on=False)
             handles.append(Line2D([], [], color=colour, marker=marker, ms=3.2, lw=0.8))
         names, n = keys[i]
         if handles:
@@ -195,9 +195,9 @@ def throughput(view: View, dataset: str, width: float = COLUMN) -> Drawing | str
         return "nothing was timed in this run"
     wide = width > 5
     looks = _looks(view)
-    labels = [shorten(m.label, 28 if wide else 16) for m in methods]
+    labels = [shorten(m.label, 28 if wide else 15) for m in methods]
     size = 6.8 if wide else 6.4
-    left = 0.12 + max(map(len, labels)) * 0.57 * size / 72
+    left = 0.14 + max(map(len, labels)) * 0.6 * size / 72
     between, right, top = 0.16, 0.12, 0.06
     panels = [ts for ts in tracks if ts]
     pw = (width - left - right - between * (len(panels) - 1)) / len(panels)
@@ -210,7 +210,7 @@ def throughput(view: View, dataset: str, width: float = COLUMN) -> Drawing | str
         names.append(t.name if t in tracks[0] else f"latency, {t.name}")
     bottom = 0.36 + (0.155 * -(-len(names) // _columns(names, width - 0.1)) if names else 0.0)
     pitch = 0.185 if wide else 0.165
-    height = bottom + top + pitch * len(methods)
+    height = bottom + top + pitch * max(len(methods), 2)
     figure = _figure(width, height)
     for i, ts in enumerate(panels):
         x0 = left + i * (pw + between)
