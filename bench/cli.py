@@ -27,6 +27,9 @@ Exit codes
   130  interrupted; the same command goes on from there
 """
 
+FACES = "Keep pictures of clear faces and show them"
+FACES_DEFAULT = "[default: where the data set's licence allows it]"
+
 KINDS = ("anonymizers", "datasets", "recognizers", "classifiers", "metrics", "attackers", "suites")
 
 
@@ -73,11 +76,12 @@ def cli() -> None:
 )
 @click.option("--retry-failed", is_flag=True, help="Try images again on which a method failed.")
 @click.option("--no-report", is_flag=True, help="Leave tables, figures and the page out.")
+@click.option("--faces/--no-faces", default=None, help=f"{FACES}; --no-faces keeps none at all.  {FACES_DEFAULT}")
 @click.option("--quiet", is_flag=True, help="No progress bars, no summary.")
 @click.option("--json", "as_json", is_flag=True, help="Print the run's folder and counts as JSON instead of the summary.")
 def run(
     suite: str, out: Path | None, data: Path | None, overrides: Sequence[str], only: Sequence[str], workers: int, batch: int,
-    cache: Path | None, retry_failed: bool, no_report: bool, quiet: bool, as_json: bool,
+    cache: Path | None, retry_failed: bool, no_report: bool, faces: bool | None, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Run SUITE: a bundled suite's name or a TOML file.
 
@@ -95,7 +99,7 @@ def run(
         changes = ["dataset.name=folder", f"dataset.params.root={_toml_string(str(data.resolve()))}", *changes]
     loaded = load_suite(suite, changes, only=only)
     folder = out or Path("results") / loaded.name
-    result = run_suite(loaded, folder, Options(workers, batch, cache, quiet or as_json, retry_failed))
+    result = run_suite(loaded, folder, Options(workers, batch, cache, quiet or as_json, retry_failed, faces))
     written: list[Path] = []
     if not no_report:
         from deidbench.report import write_report
@@ -152,12 +156,13 @@ def _toml_string(text: str) -> str:
     help="Only these; may be repeated.  [default: all]",
 )
 @click.option("--no-figures", is_flag=True, help="Leave the figures as they are.")
+@click.option("--faces/--no-faces", default=None, help=f"Show pictures of faces.  {FACES_DEFAULT}")
 @click.option("--quiet", is_flag=True, help="Do not print the summary.")
-def report(folder: Path, formats: Sequence[str], no_figures: bool, quiet: bool) -> None:
+def report(folder: Path, formats: Sequence[str], no_figures: bool, faces: bool | None, quiet: bool) -> None:
     """Write tables, figures and the page of the run in FOLDER again, and print its summary."""
     from deidbench.report import write_report
 
-    written = write_report(folder, formats=tuple(formats) or ("csv", "md", "tex", "html"), figures=not no_figures)
+    written = write_report(folder, formats=tuple(formats) or ("csv", "md", "tex", "html"), figures=not no_figures, faces=faces)
     if not quiet:
         _summary(folder, written)
 

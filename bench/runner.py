@@ -11,7 +11,7 @@ import io
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,9 +67,10 @@ OVERLAP_SHARE = 0.01
 
 @dataclass(frozen=True)
 class Options:
-    """How to run; nothing here changes a figure.
+    """How to run; nothing here changes a number.
 
     workers: processes, 0 for one per core.  batch: images per task.  cache: the store's folder (None: the default).
+    faces: keep and show pictures of faces; None: where the data set's licence allows it.
     """
 
     workers: int = 0
@@ -77,6 +78,7 @@ class Options:
     cache: Path | None = None
     quiet: bool = False
     retry_failed: bool = False
+    faces: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -751,7 +753,8 @@ class _Run:
             "protocol": {**asdict(self.protocol), "deviations": list(self.suite.deviations)},
             "dataset": {
                 "name": self.dataset.name, "title": self.dataset.title, "version": self.dataset.version,
-                "citation": self.dataset.citation, "licence": self.dataset.licence, "roles": file.dataset.roles,
+                "citation": self.dataset.citation, "licence": self.dataset.licence, "shows_faces": self.dataset.shows_faces,
+                "roles": file.dataset.roles,
                 "all_roles": dict(self.roles), "n_images": len(self.samples), "n_persons": len(persons),
                 "manifest_sha256": manifest_sha256([{"id": s.id, "subject_id": s.subject_id, "sha256": s.sha256} for s in self.samples]),
                 "typical_box": list(self.typical), "unreadable": self.unreadable,
@@ -775,7 +778,7 @@ class _Run:
             "environment": environment(),
             "run": {
                 "workers": self.workers, "batch": self.options.batch, "threads": self.plan.threads,
-                "computed": dict(self.computed), "damaged_artefacts": self.store.damaged,
+                "faces": self.options.faces, "computed": dict(self.computed), "damaged_artefacts": self.store.damaged,
             },
             "timings": {**{k: round(v, 3) for k, v in self.wall.items()}, "per_stage_worker_seconds": {k: round(v, 3) for k, v in self.cpu.items()}},
             "started": self.started.isoformat(timespec="seconds"),
@@ -833,34 +836,33 @@ class _Run:
         }
 
     def _write_samples(self) -> None:
-        """Pictures of a few persons under every method, evenly spread over the persons, the first image of each."""
+        """Pictures of a few persons under every method, evenly spread over the persons, the first image of each; and of the
+        worst and the best case of each method (:mod:`deidbench.pictures` says what of it is kept)."""
         import shutil
 
-        from deidbench.images import atomic_write, make_folder
+        from deidbench import pictures
 
         folder = self.out / "samples"
         shutil.rmtree(folder, ignore_errors=True)
         count = self.suite.file.report.samples
-        if count == 0:
+        if count == 0 or self.options.faces is False:
             return
-        first: dict[str, Sample] = {}
-        for s in self.samples:
-            first.setdefault(s.subject_id, s)
+        first: dict[str, int] = {}
+        for i, s in enumerate(self.samples):
+            first.setdefault(s.subject_id, i)
         people = list(first.values())
-        chosen = [people[i] for i in np.unique(np.linspace(0, len(people) - 1, min(count, len(people))).round().astype(int))]
-        rows = []
-        for spec, state, keys in zip(self.suite.methods, self.states, self.method_keys, strict=True):
-            files: list[str | None] = []
-            pictures = self.store.get_many(keys[s.id].picture for s in chosen)
-            for i, s in enumerate(chosen):
-                data = pictures.get(keys[s.id].picture)
-                files.append(None if data is None else f"{spec.slug}/{i}.png")
-                if data is not None:
-                    make_folder(folder / spec.slug)
-                    atomic_write(folder / spec.slug / f"{i}.png", data)
-            statuses = [st.status.value if (st := state[s.id].output) else "" for s in chosen]
-            rows.append({"label": spec.label, "slug": spec.slug, "files": files, "statuses": statuses})
-        atomic_write(folder / "index.json", json.dumps({"columns": [s.id for s in chosen], "rows": rows}, indent=1))
+        columns = [people[i] for i in np.unique(np.linspace(0, len(people) - 1, min(count, len(people))).round().astype(int))]
+
+        def released(keys: Mapping[str, Keys]) -> Callable[[int], bytes | None]:
+            return lambda i: self.store.get(keys[self.samples[i].id].picture)
+
+        methods = [
+            pictures.Kept(spec.label, spec.slug, spec.control, table, released(keys))
+            for spec, table, keys in zip(self.suite.methods, self.tables, self.method_keys, strict=True)
+        ]
+        shown = self.options.faces or self.dataset.shows_faces
+        original = (lambda i: self._clear_picture(self.samples[i])) if shown else None
+        pictures.write(folder, columns, self.clear_table, methods, original)
 
 
 @dataclass(eq=False)

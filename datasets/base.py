@@ -30,6 +30,11 @@ class Dataset(ABC):
     def samples(self) -> Iterator[Sample]:
         """Every sample, in a fixed order.  Raises MissingError when the data is not there (how to get it: remedy)."""
 
+    @property
+    def shows_faces(self) -> bool:
+        """Whether the licence allows reports to show these faces; where it is not known to, they are left out."""
+        return False
+
     def missing(self) -> str:
         """Empty when the data is ready, otherwise what is missing and how to get it.  Must be quick."""
         return ""

@@ -95,6 +95,7 @@ class Folder(Dataset):
     limit_persons: only the first so many persons *of each role*, in natural order (a person's role never depends on it).
     limit_images: only the first so many images of each person.
     check_sha256: False ignores the manifest's hashes (for files that were changed on purpose); hashes are then computed.
+    publishable: True where these faces may be shown, so that reports do; without it they leave faces out.
 
     A sample's ``sha256`` is the manifest's where it has one; whoever reads the image compares
     (``read_image(path, sha256=...)``), and :meth:`verify` compares all at once.
@@ -113,6 +114,7 @@ class Folder(Dataset):
         limit_persons: int | None = None,
         limit_images: int | None = None,
         check_sha256: bool = True,
+        publishable: bool = False,
     ) -> None:
         self.root = root
         self.manifest_file = manifest_file
@@ -123,8 +125,13 @@ class Folder(Dataset):
         self.limit_persons = limit_persons
         self.limit_images = limit_images
         self.check_sha256 = check_sha256
+        self.publishable = publishable
 
     # -- what a caller sees ------------------------------------------------------------------------------------
+    @property
+    def shows_faces(self) -> bool:
+        return self.publishable
+
     def missing(self) -> str:
         root = self._root()
         return "" if root.is_dir() else f"{root} is not a folder: set its parameter root to the folder with the images"

@@ -50,6 +50,11 @@ class Orl(Dataset):
         self.shares = shares
         self.split_seed = split_seed
 
+    @property
+    def shows_faces(self) -> bool:
+        """AT&T allows their use with credit, which every report gives."""
+        return True
+
     def missing(self) -> str:
         return _missing(_root())
 

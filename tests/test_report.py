@@ -21,6 +21,7 @@ import pytest
 from deidbench.errors import EnvironmentFault, InputError, MissingError
 from deidbench.records import SCHEMA_VERSION, Curve, Row, frame, read_run
 from deidbench.report import details, figures, print_summary, tables, view, write_report
+from deidbench.report import samples as pictures
 from deidbench.report.view import View
 
 HOSTILE = (
@@ -107,7 +108,7 @@ def record_of(methods: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
         "deidbench": "0.1.0",
         "suite": {"name": "tiny", "title": "A tiny suite"},
         "protocol": {"name": "deidbench-v1", "comparison": "leave-one-out", "seed": 3, "confidence": 0.95, "deviations": []},
-        "dataset": {"name": "faces", "title": "Faces", "citation": "cite data", "licence": "CC0", "n_images": 20, "n_persons": 5,
+        "dataset": {"name": "faces", "title": "Faces", "citation": "cite data", "licence": "CC0", "shows_faces": True, "n_images": 20, "n_persons": 5,
                     "manifest_sha256": "ab" * 32},
         "methods": methods,
         "recognizers": [{"name": n, "fingerprint": "e" * 32, "citation": "cite", "licence": "CC0"} for n in ("alpha", "beta")],
@@ -150,7 +151,12 @@ def samples(folder: Path, labels: list[str]) -> None:
                 "statuses": ["passthrough" if i == 0 else "ok", "no_face"],
             }
         )
-    (folder / "samples" / "index.json").write_text(json.dumps({"columns": ["s1/1.png", "s2/1.png"], "rows": rows}), "utf-8")
+    case = {"id": "s1/1.png", "similarity": 0.91234, "status": "ok", "fta": False, "original": "0.png", "output": "1.png"}
+    none = {"why": "no face found in any output"}
+    ends = [{"label": x, "slug": str(i), "worst": case, "best": none if i == 1 else case} for i, x in enumerate(labels)]
+    found = {"recognizer": "alpha", "n_images": 20, "same_person": 0.95, "two_persons": 0.8, "rows": ends[1:] or ends}
+    index = {"faces": True, "columns": ["s1/1.png", "s2/1.png"], "rows": rows, "cases": found}
+    (folder / "samples" / "index.json").write_text(json.dumps(index), "utf-8")
 
 
 METHODS = [
@@ -535,7 +541,7 @@ def test_page_is_self_contained_and_well_formed(run: Path, monkeypatch: pytest.M
             assert target.startswith("#") or (run / target).is_file(), target
     assert not re.search(r"url\((?!data:)|@import", text)
     images = [a for t, a in page.tags if t == "img"]
-    assert len(images) == 5
+    assert len(images) == len(list((run / "figures").glob("*-wide.svg"))) > 5
     assert all(len(str(a.get("alt"))) > 40 for a in images)
     scripts = [t for t, _ in page.tags if t == "script"]
     assert len(scripts) == 1
@@ -590,14 +596,14 @@ def test_hostile_names_stay_text_on_the_page(hostile: Path, monkeypatch: pytest.
     assert any("</script><script>alert(1)</script>" in w for w in page.words)
     assert "\x1b" not in text
     assert "Ünïcode 脸 🙂" in text
-    assert len(list((hostile / "figures").glob("*.svg"))) == 10
+    assert len(list((hostile / "figures").glob("*.svg"))) >= 12
 
 
 # -------------------------------------------------------------------------------------------------------------- figures
 def test_figures_exist_in_every_format_and_repeat_to_the_byte(run: Path) -> None:
     first = write_report(run, formats=())
     names = {p.name for p in first}
-    for figure in ("plane", "forest", "cmc", "det", "samples"):
+    for figure in ("plane", "forest", "cmc", "det", "samples", "cases"):
         for suffix in ("pdf", "svg", "png"):
             assert {f"{figure}.{suffix}", f"{figure}-wide.{suffix}"} <= names
     before = {p: p.read_bytes() for p in first}
@@ -661,7 +667,7 @@ def test_pictures_outside_the_run_are_not_read(run: Path) -> None:
     index["rows"][1]["files"][0] = "absent.png"
     (run / "samples" / "index.json").write_text(json.dumps(index))
     with figures.style():
-        drawing = figures.sample_grid(View(read_run(run)))
+        drawing = pictures.sample_grid(View(read_run(run)))
     assert isinstance(drawing, figures.Drawing)
     assert "2 pictures could not be read" in drawing.caption
     assert "4 images" in drawing.caption  # withheld ones
@@ -670,7 +676,7 @@ def test_pictures_outside_the_run_are_not_read(run: Path) -> None:
 def test_damaged_sample_index_is_named(run: Path) -> None:
     (run / "samples" / "index.json").write_text('{"columns": 3}')
     with figures.style(), pytest.raises(InputError, match=r"index\.json is damaged"):
-        figures.sample_grid(View(read_run(run)))
+        pictures.sample_grid(View(read_run(run)))
 
 
 def without_curves(folder: Path) -> None:
@@ -1058,7 +1064,7 @@ def test_page_says_what_attackers_know(climbed: Path, monkeypatch: pytest.Monkey
     assert page.open == []
     ids = [a["id"] for _, a in page.tags if a.get("id")]
     assert len(ids) == len(set(ids))
-    assert len([a for t, a in page.tags if t == "img"]) == 6
+    assert len([a for t, a in page.tags if t == "img"]) == len(list((climbed / "figures").glob("*-wide.svg"))) > 6
     words = " ".join(" ".join(page.words).split()).replace("\u00a0", " ")
     assert "90 images of 9 persons of others (role attacker_train)" in words
     assert words.count("lazy-informed knows this") == 1
@@ -1130,8 +1136,12 @@ def test_poor_runs_still_have_a_whole_report(
     page = Page((run / "report.html").read_text("utf-8"))
     text = " ".join(" ".join(page.words).split())
     drawn = {p.stem for p in paths if p.suffix == ".svg" and "wide" not in p.stem}
-    missing = {"plane", "forest", "cmc", "det", "samples"} - drawn
-    assert text.count("not drawn,") == len(missing)
+    missing = {"plane", "forest", "cmc", "det", "samples", "cases"} - drawn
+    if change is bare_record:  # it does not say that these faces may be shown
+        assert {"samples", "cases"} <= missing
+        assert "Pictures of faces are left out" in text
+        missing -= {"samples", "cases"}
+    assert text.count("not drawn,") >= len(missing)
     if change is without_curves:
         assert missing == {"cmc", "det"}
         assert "this run has no CMC curves" in text
@@ -1179,7 +1189,7 @@ def test_figures_are_drawn_again_only_when_something_changed(run: Path, monkeypa
 
     drawn: list[int] = []
 
-    def draw(view: View, folder: Path, say: object = None) -> list[figures.Saved]:
+    def draw(view: View, folder: Path, say: object = None, hidden: str = "") -> list[figures.Saved]:
         drawn.append(1)
         folder.mkdir(exist_ok=True)
         (folder / "x.png").write_bytes(b"x" * len(drawn))

@@ -26,11 +26,13 @@ def write_report(
     *,
     formats: Sequence[str] = FORMATS,
     figures: bool = True,
+    faces: bool | None = None,
     console: Console | None = None,
 ) -> list[Path]:
     """Reads the run in ``folder`` and writes ``tables/``, ``figures/`` and ``report.html`` into it.
 
-    formats: of :data:`FORMATS`.  figures: draw them, unless they are there already and would come out the same.  console: told what is under way.
+    formats: of :data:`FORMATS`.  figures: draw them, unless they are there already and would come out the same.  faces: show pictures of
+    faces; None: where the run was asked to, or the data set's licence allows it.  console: told what is under way.
     Every file is written whole or not at all.  Returns the paths, in the order in which they were written.
     Raises MissingError or InputError where the folder is no readable run, EnvironmentFault where it cannot be written.
     """
@@ -39,7 +41,7 @@ def write_report(
         raise InputError(f"unknown report format {unknown[0]!r}", f"choose from: {', '.join(FORMATS)}")
 
     from deidbench.records import read_run
-    from deidbench.report import tables
+    from deidbench.report import samples, tables
     from deidbench.report.details import attackers_table, detail_tables
     from deidbench.report.view import View, write_atomically
 
@@ -70,19 +72,23 @@ def write_report(
         if ladder:
             written.append(write_atomically(folder / "tables" / "attackers.tex", tables.latex(ladder)))
     drawn = []
+    hidden = samples.hidden(view, faces)
+    if hidden:
+        say(hidden)
+        samples.remove(folder / "figures")  # whatever else is asked for: none of an earlier report stays
     if figures:
         from deidbench.report.reuse import figures as draw
 
-        drawn = draw(view, folder / "figures", say=say)
+        drawn = draw(view, folder / "figures", say=say, hidden=hidden)
         for saved in drawn:
             written += [*saved.narrow, *saved.wide]
-            if saved.why:
+            if saved.why and saved.why != hidden:
                 say(f"figure {saved.name} is not drawn: {saved.why}")
     if "html" in formats:
         from deidbench.report.html import page
 
         say("report.html")
-        written.append(write_atomically(folder / "report.html", page(view, drawn, written, drawn=figures)))
+        written.append(write_atomically(folder / "report.html", page(view, drawn, written, drawn=figures, hidden=hidden)))
     return written
 
 

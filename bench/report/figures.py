@@ -1,4 +1,4 @@
-"""The figures of a run: privacy-utility plane, forest of rank-1, ladder of attackers, CMC, DET, sample grid.
+"""The figures of a run: privacy-utility plane, forest of rank-1, ladder of attackers, CMC, DET.  Pictures: :mod:`.samples`.
 
 Each function returns a :class:`Drawing`, or a sentence that says why there is nothing to draw.  Widths are in inches:
 3.4 is one column of a paper, 7.0 the page.  Files are the same to the byte for the same run and matplotlib: no dates,
@@ -9,7 +9,6 @@ what colour says.  matplotlib is driven without pyplot, so that nothing global i
 from __future__ import annotations
 
 import io
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from deidbench.errors import InputError
 from deidbench.records import Row
 from deidbench.report.view import (
     RANK1,
@@ -31,7 +29,6 @@ from deidbench.report.view import (
     Method,
     View,
     attained,
-    counted,
     interval,
     listing,
     number,
@@ -181,6 +178,16 @@ def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     return figure
+
+
+def canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure whose axes are invisible and count inches, (0, 0) in the upper left corner."""
+    figure = _figure(width, height)
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.set_axis_off()
+    ax.set_xlim(0, width)
+    ax.set_ylim(height, 0)
+    return figure, ax
 
 
 def _axes(figure: Figure, left: float, bottom: float, right: float, top: float) -> Axes:
@@ -1047,173 +1054,13 @@ def ladder(view: View, dataset: str, width: float = COLUMN) -> Drawing | str:
     )
 
 
-# -------------------------------------------------------------------------------------------------------- sample grid
-def _index(folder: Path) -> Mapping[str, Any] | str:
-    path = folder / "samples" / "index.json"
-    if not path.is_file():
-        return "this run keeps no sample pictures"
-    try:
-        index = json.loads(path.read_text("utf-8"))
-        if not isinstance(index["columns"], list) or not all(isinstance(r["files"], list) for r in index["rows"]):
-            raise TypeError("columns and files must be lists")
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} is damaged: {error!r}", "run the same deidbench run command again; finished work is reused"
-        ) from error
-    return index if index["columns"] and index["rows"] else "this run keeps no sample pictures"
-
-
-_STATUS_WORDS = {
-    "no_face": "no face found",
-    "no_landmarks": "no landmarks",
-    "failed": "failed",
-    "passthrough": "pass-through",
-    "copy": "another image",
-    "fta": "FTA",
-}
-
-
-def sample_grid(view: View, width: float = COLUMN) -> Drawing | str:
-    """Methods by persons.  Withheld images are hatched, anything but ``ok`` is written into the cell."""
-    from matplotlib.patches import Rectangle
-    from PIL import Image as Pictures
-    from PIL import UnidentifiedImageError
-
-    index = _index(view.run.folder)
-    if isinstance(index, str):
-        return index
-    base = (view.run.folder / "samples").resolve()
-    wide = width > 5
-    order = {m.label: i for i, m in enumerate(view.methods)}
-    rows = sorted(index["rows"], key=lambda r: order.get(str(r.get("label")), len(order)))
-    n = min(len(index["columns"]), 8 if wide else 5)
-    labels = [shorten(r.get("label", ""), 22 if wide else 16) for r in rows]
-    size = 7.0 if wide else 6.2
-    left = 0.1 + max(map(len, labels)) * 0.58 * size / 72
-
-    pictures: dict[tuple[int, int], Any] = {}
-    broken: set[tuple[int, int]] = set()
-    for i, row in enumerate(rows):
-        for j, file in enumerate(row["files"][:n]):
-            if not file:
-                continue
-            path = (base / str(file)).resolve()
-            try:
-                if not path.is_relative_to(base):
-                    raise OSError("outside the samples folder")
-                with Pictures.open(path) as picture:
-                    pictures[i, j] = picture.convert("RGB")
-            except (OSError, UnidentifiedImageError):
-                broken.add((i, j))  # said in the cell and in the caption
-    shapes = [p.size for p in pictures.values()]
-    aspect = float(np.median([h / w for w, h in shapes])) if shapes else 1.0
-    aspect = min(max(aspect, 0.5), 1.6)
-    gap, head = 0.03, 0.2
-    cw = (width - left - 0.05) / n - gap
-    # A page is 9 inches high; cells shrink to it, but not below what an eye can use.
-    ch = max(min(cw * aspect, 9.0 / len(rows) - gap), min(0.42, cw * aspect))
-    cw = ch / aspect
-    fw, fh = left + n * (cw + gap) + 0.05, head + len(rows) * (ch + gap) + 0.04
-    figure = _figure(fw, fh)
-    ax = figure.add_axes((0, 0, 1, 1))
-    ax.set_axis_off()
-    ax.set_xlim(0, fw)
-    ax.set_ylim(fh, 0)
-
-    # One picture for the whole grid: hundreds of small ones would cost seconds.
-    dpi = 200
-    mosaic = Pictures.new("RGB", (round(n * (cw + gap) * dpi), round(len(rows) * (ch + gap) * dpi)), "white")
-    pw, ph = round(cw * dpi), round(ch * dpi)
-    for (i, j), picture in pictures.items():
-        scale = min(pw / picture.width, ph / picture.height)
-        small = picture.resize(
-            (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)),
-            Pictures.Resampling.LANCZOS if scale < 1 else Pictures.Resampling.BICUBIC,
-        )
-        at = (round(j * (cw + gap) * dpi) + (pw - small.width) // 2, round(i * (ch + gap) * dpi) + (ph - small.height) // 2)
-        mosaic.paste(small, at)
-    ax.imshow(
-        np.asarray(mosaic),
-        extent=(left, left + n * (cw + gap), head + len(rows) * (ch + gap), head),
-        aspect="auto",
-        interpolation="none",
-        zorder=1,
-    )
-    ax.set_xlim(0, fw)
-    ax.set_ylim(fh, 0)
-
-    tiny = max(min(5.8, cw * 72 / 7.2), 4.2)
-    withheld = 0
-    remarks: list[str] = []
-    for j, column in enumerate(index["columns"][:n]):
-        room = int(cw * 72 / (0.6 * 5.6))
-        ax.text(
-            left + j * (cw + gap) + cw / 2,
-            head - 0.05,
-            shorten(str(column).rsplit(".", 1)[0], max(room, 4)),
-            fontsize=5.6,
-            color=GREY,
-            ha="center",
-            va="bottom",
-        )
-    for i, row in enumerate(rows):
-        y = head + i * (ch + gap)
-        m = next((m for m in view.methods if m.label == str(row.get("label"))), None)
-        ax.text(
-            left - 0.06,
-            y + ch / 2,
-            labels[i],
-            fontsize=size,
-            ha="right",
-            va="center",
-            color=GREY if m is not None and m.control else INK,
-        )
-        statuses = list(row.get("statuses") or [])
-        for j in range(n):
-            status = str(statuses[j]) if j < len(statuses) else ""
-            x = left + j * (cw + gap)
-            word = _STATUS_WORDS.get(status, status.replace("_", " ") if status not in ("", "ok") else "")
-            if (i, j) in pictures:
-                if word:
-                    alarm = GREY if m is not None and m.control else COLOURS[1]
-                    ax.add_patch(Rectangle((x, y), cw, ch, fill=False, ec=alarm, lw=1.0, zorder=3))
-                    ax.add_patch(Rectangle((x, y + ch - 0.115), cw, 0.115, fc=alarm, ec="none", zorder=3))
-                    ax.text(x + cw / 2, y + ch - 0.055, word, fontsize=tiny, color="white", ha="center", va="center", zorder=4)
-                    remarks.append(f"{labels[i]}, column {j + 1}: {word}")
-                continue
-            ax.add_patch(Rectangle((x, y), cw, ch, fc="#f4f4f4", ec=GREY, hatch="/////", lw=0.5, zorder=2, alpha=0.5))
-            first = "unreadable" if (i, j) in broken else "withheld"
-            withheld += first == "withheld"
-            box = {"fc": "#f4f4f4", "ec": "none", "pad": 0.8}
-            ax.text(
-                x + cw / 2,
-                y + ch / 2,
-                first if not word else f"{first}\n{word}",
-                fontsize=tiny,
-                color=INK,
-                ha="center",
-                va="center",
-                zorder=4,
-                bbox=box,
-                linespacing=1.1,
-            )
-            remarks.append(f"{labels[i]}, column {j + 1}: {first}{' (' + word + ')' if word else ''}")
-    more = len(index["columns"]) - n
-    caption = (
-        f"{counted(n, 'image')} as each method releases them."
-        + (f" Hatched: nothing was released ({counted(withheld, 'image')})." if withheld else "")
-        + (f" {counted(len(broken), 'picture')} could not be read." if broken else "")
-        + (f" {counted(more, 'further image')} in samples/." if more > 0 else "")
-    )
-    alt = f"Grid of face images: {len(rows)} methods by {n} images. Rows: {', '.join(labels)}." + (
-        f" {'; '.join(remarks[:12])}." if remarks else ""
-    )
-    return Drawing(figure, caption, alt)
-
-
 # ----------------------------------------------------------------------------------------------------------------- all
-def draw_all(view: View, folder: Path, y: str = "", say: Callable[[str], None] | None = None) -> list[Saved]:
-    """Every figure in both widths and three formats into ``folder``.  What cannot be drawn is listed with its reason."""
+def draw_all(view: View, folder: Path, y: str = "", say: Callable[[str], None] | None = None, hidden: str = "") -> list[Saved]:
+    """Every figure in both widths and three formats into ``folder``.  What cannot be drawn is listed with its reason.
+
+    hidden: why figures that show faces are left out, "" where they are not.
+    """
+    from deidbench.report import samples
     from deidbench.report.heatmaps import attributes_map, confusions, has
     from deidbench.report.view import slug
 
@@ -1243,7 +1090,8 @@ def draw_all(view: View, folder: Path, y: str = "", say: Callable[[str], None] |
                 else []
             ),
         ]
-    jobs.append(("samples", "What the images look like", lambda w: sample_grid(view, w)))
+    for name, draw_faces in (("samples", samples.sample_grid), ("cases", samples.cases)):
+        jobs.append((name, samples.FIGURES[name], lambda w, f=draw_faces: hidden or f(view, w)))  # type: ignore[misc]
     with style():
         for name, title, draw in jobs:
             if say is not None:

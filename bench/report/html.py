@@ -1,13 +1,14 @@
 """The page of a run: one file, nothing fetched from anywhere, readable on paper, on a phone and in the dark.
 
 Every name is escaped by Jinja; figures are data URIs, so that nothing inside them can act; a content security policy
-lets only the page's own sorting script run.
+lets only the page's own script (report.js: sorting, filtering) run.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,30 +19,12 @@ from urllib.parse import quote
 from deidbench.records import CONVENTIONS
 from deidbench.report.details import attackers_table, detail_tables
 from deidbench.report.figures import Saved
+from deidbench.report.samples import FIGURES as FACES
 from deidbench.report.tables import Table, groups, headlines, main_table, sentence, warnings
 from deidbench.report.view import CONVENTION_WORDS, View, arrow, counted, listing, percent, plain, spoken
 
-#: Sorts the table whose heading was clicked; numbers by value, cells without one last.  No library.
-_SCRIPT = """
-for (const button of document.querySelectorAll('th button')) {
-  button.addEventListener('click', () => {
-    const th = button.closest('th'), table = th.closest('table'), body = table.tBodies[0];
-    const i = Number(th.dataset.column), up = th.getAttribute('aria-sort') !== 'ascending';
-    for (const other of table.querySelectorAll('th[aria-sort]')) other.removeAttribute('aria-sort');
-    th.setAttribute('aria-sort', up ? 'ascending' : 'descending');
-    const key = (row) => row.cells[i].dataset.value;
-    const rows = [...body.rows];
-    rows.sort((a, b) => {
-      const x = key(a), y = key(b);
-      if (x === '' || y === '') return (x === '') - (y === '');
-      const d = th.dataset.text ? x.localeCompare(y) : Number(x) - Number(y);
-      return up ? d : -d;
-    });
-    body.append(...rows);
-    table.classList.add('sorted');
-  });
-}
-"""
+#: Makes tables sort and filter.  No library.
+_SCRIPT = Path(__file__).with_name("report.js").read_text("utf-8")
 
 #: Parts of the run record that have a place of their own on the page; the others are listed under provenance.
 _PLACED = (
@@ -69,6 +52,9 @@ _STATUS_WORDS = {
 }
 
 
+#: Parts of an interval's method that are a cell's own: rows.csv has them.
+_VARYING = re.compile(r" \(\d+ empty ones left out\)| over \d+ persons|, \d+ bins(?=, omega)")
+
 #: Reasons for missing intervals that the page lists one by one.
 _REASONS = 12
 
@@ -87,7 +73,7 @@ def _uri(path: Path) -> str:
 
 def _picture(saved: Saved) -> _Picture:
     """Photographs inline as PNG, everything else as SVG; the narrow version is for phones."""
-    kinds = (".png", ".svg") if saved.name == "samples" else (".svg", ".png")
+    kinds = (".png", ".svg") if saved.name in FACES else (".svg", ".png")
     kind = next(k for k in kinds if any(p.suffix == k for p in saved.wide))
     narrow = next(p for p in saved.narrow if p.suffix == kind)
     wide = next(p for p in saved.wide if p.suffix == kind)
@@ -160,12 +146,13 @@ def _failures(view: View) -> list[dict[str, Any]]:
 
 
 def _interval_methods(view: View) -> list[tuple[str, str]]:
-    """Interval method -> headings of the quantities that it was used for."""
+    """Heading of a quantity -> how its intervals were made, without the numbers that differ from cell to cell."""
     found: dict[str, dict[str, None]] = {}
     for row in view.rows:
         if row.ci_method and (row.lo is not None or row.hi is not None):
-            found.setdefault(plain(row.ci_method), {})[view.heading(row.metric)] = None
-    return [(method, ", ".join(names)) for method, names in found.items()]
+            said = _VARYING.sub("", plain(row.ci_method))
+            found.setdefault(view.heading(row.metric), {})[said] = None
+    return [(name, "; ".join(methods)) for name, methods in found.items()]
 
 
 def _missing_intervals(view: View) -> list[tuple[str, int]]:
@@ -313,6 +300,8 @@ def _table(table: Table) -> dict[str, Any]:
         )
         at += n
     words = dict(table.footnotes)
+    caption, _, intervals = table.caption.partition(" Intervals: ")  # long where quantities differ
+    notes = [n for n in table.notes if not n.startswith("DEVIATION")] + ([f"Intervals: {intervals}"] if intervals else [])
     previous = None
     lines = []
     for line in table.lines:
@@ -340,8 +329,8 @@ def _table(table: Table) -> dict[str, Any]:
         )
         previous = line.method.group
     return {
-        "title": table.title, "head": table.head, "figures": sum(c.row is not None for x in table.lines for c in x.cells), "caption": table.caption, "tops": tops, "columns": table.columns, "lines": lines, "chance": table.chance,
-        "footnotes": table.footnotes, "notes": [n for n in table.notes if not n.startswith("DEVIATION")], "two": any(c.sub for c in table.columns),
+        "title": table.title, "head": table.head, "figures": sum(c.row is not None for x in table.lines for c in x.cells), "caption": caption, "tops": tops, "columns": table.columns, "lines": lines, "chance": table.chance,
+        "footnotes": table.footnotes, "notes": notes, "two": any(c.sub for c in table.columns),
     }  # fmt: skip
 
 
@@ -373,8 +362,9 @@ def _downloads(folder: Path, files: Sequence[Path]) -> list[tuple[str, str, str]
     return out
 
 
-def page(view: View, figures: Sequence[Saved], files: Sequence[Path], drawn: bool = True) -> str:
-    """The whole page.  figures: as :func:`deidbench.report.figures.draw_all` returned them; files: for the downloads."""
+def page(view: View, figures: Sequence[Saved], files: Sequence[Path], drawn: bool = True, hidden: str = "") -> str:
+    """The whole page.  figures: as :func:`deidbench.report.figures.draw_all` returned them; files: for the downloads;
+    hidden: why pictures of faces are left out."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -421,6 +411,7 @@ def page(view: View, figures: Sequence[Saved], files: Sequence[Path], drawn: boo
         n_controls=sum(m.control for m in view.methods),
         recognizers=[plain(r) for r in view.stock],
         classifiers=[plain(c.get("name", "")) for c in view.entries("classifiers")],
+        made=_made_with(view),
         attackers=_attackers(view),
         learnt_from=_learnt_from(view),
         finished=finished,
@@ -431,7 +422,9 @@ def page(view: View, figures: Sequence[Saved], files: Sequence[Path], drawn: boo
         parts=parts,
         several=len(parts) > 1,
         pictures=[_picture(s) for s in figures if not s.why],
-        absent=[s for s in figures if s.why],
+        absent=[s for s in figures if s.why and s.why != hidden],
+        hidden=hidden,
+        photos=list(FACES),
         drawn=drawn,
         failures=_failures(view),
         statuses=[_STATUS_WORDS[s] for s in _STATUSES],
@@ -458,6 +451,17 @@ def page(view: View, figures: Sequence[Saved], files: Sequence[Path], drawn: boo
         script=script,
         script_hash=f"sha256-{digest}",
     )
+
+
+def _made_with(view: View) -> list[str]:
+    """Suite, seed and machine in a few words; provenance has all of it."""
+    suite, machine = view.entry("suite"), view.entry("environment")
+    seed, cores = view.entry("protocol").get("seed"), machine.get("cores")
+    said = [f"suite {suite['name']}"] if suite.get("name") else []
+    said += [f"seed {seed}"] if seed is not None else []
+    cpu = str(machine.get("cpu") or "")
+    said += [f"{cpu}{f' ({cores} cores)' if cores else ''}"] if cpu else []
+    return [plain(s) for s in said]
 
 
 def _how_to_cite(view: View, version: str, commit: str, dirty: bool) -> str:

@@ -19,11 +19,11 @@ NOTE = "drawn.json"
 _PASSING = ("run", "timings", "started", "finished", "environment")
 
 
-def figures(view: View, folder: Path, say: Callable[[str], None] | None = None) -> list[Saved]:
+def figures(view: View, folder: Path, say: Callable[[str], None] | None = None, hidden: str = "") -> list[Saved]:
     """:func:`deidbench.report.figures.draw_all`, or what it left in ``folder`` for the same run and the same code."""
     from deidbench.report.figures import Saved, draw_all
 
-    digest = _digest(view)
+    digest = _digest(view, hidden)
     try:
         note = json.loads((folder / NOTE).read_text("utf-8"))
         if note["digest"] == digest and all(_sha256(folder / name) == sha for name, sha in note["files"].items()):
@@ -41,7 +41,7 @@ def figures(view: View, folder: Path, say: Callable[[str], None] | None = None) 
             ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # no note, or not one of ours: they are drawn
-    drawn = draw_all(view, folder, say=say)
+    drawn = draw_all(view, folder, say=say, hidden=hidden)
     files = [path for saved in drawn for path in (*saved.narrow, *saved.wide)]
     note = {
         "digest": digest,
@@ -67,11 +67,11 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _digest(view: View) -> str:
+def _digest(view: View, hidden: str) -> str:
     """Hash over all that a figure depends on: the tables, the lasting part of the record, the samples, and this code."""
     import matplotlib
 
-    h = hashlib.sha256(matplotlib.__version__.encode())
+    h = hashlib.sha256(f"{matplotlib.__version__}|{hidden}|".encode())
     record = {k: v for k, v in view.record.items() if k not in _PASSING}
     h.update(json.dumps(record, sort_keys=True, default=str).encode())
     folder = view.run.folder
