@@ -817,12 +817,22 @@ class _Run:
                         "reason": [o.reason if o else "" for o in outputs],
                         "copy_of": table.copies,
                         "withheld": table.withheld, "fta": table.fta, **table.measures, **self._similarity(table),
-                        "output_sha256": [o.sha256 if o else "" for o in outputs],
+                        "output_sha256": [self._output_sha256(o, keys[s.id].picture) for s, o in zip(self.samples, outputs, strict=True)],
                         "seed": [keys[s.id].seed for s in self.samples], "artefact": [keys[s.id].source for s in self.samples],
                     }
                 )
             )  # fmt: skip
         return pd.concat(parts, ignore_index=True)
+
+    def _output_sha256(self, output: Output | None, picture: str) -> str:
+        """Hash of what was released; an older store does not hold it beside the picture."""
+        from deidbench.images import decode_png
+        from deidbench.pipeline import pixels_sha256
+
+        if output is None or not output.released or output.sha256:
+            return output.sha256 if output else ""
+        data = self.store.get(picture)
+        return "" if data is None else pixels_sha256(decode_png(data))
 
     def _similarity(self, table: Table) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
         """Cosine similarity of each output's embedding with its original's, per recogniser; NaN where there is none."""

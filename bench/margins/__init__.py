@@ -1,0 +1,1 @@
+"""Bundled margins of ``deidbench gate``."""
