@@ -193,6 +193,13 @@ class Entry(NamedTuple):
     evidence: Evidence | None
 
 
+def question_of(row: Mapping[Any, Any]) -> Question:
+    """Which figure a row is."""
+    q = Question(*(str(row.get(f) or "") for f in Question._fields))
+    # a worst case is one figure, whichever attacks were trusted in it
+    return q._replace(attacker="", recognizer="") if q.recognizer.startswith("max(") else q
+
+
 class Scored:
     """Figures of one run with their evidence, by method and question."""
 
@@ -205,10 +212,7 @@ class Scored:
         table = self.run.rows.astype(object).where(self.run.rows.notna(), None)
         out: dict[str, dict[Question, Entry]] = defaultdict(dict)
         for i, row in enumerate(table.to_dict("records")):
-            asked = Question(*(str(row.get(f) or "") for f in Question._fields))
-            if asked.recognizer.startswith("max("):  # a worst case, over whichever attacks were trusted
-                asked = asked._replace(attacker="", recognizer="")
-            out[str(row["method"])][asked] = Entry({str(k): v for k, v in row.items()}, known.get(i))
+            out[str(row["method"])][question_of(row)] = Entry({str(k): v for k, v in row.items()}, known.get(i))
         return dict(out)
 
     @cached_property

@@ -53,7 +53,12 @@ def write_report(
         if console is not None:
             console.print(f"report: {text}", style="dim", markup=False, highlight=False)
 
-    main = [tables.main_table(view, d) for d in view.datasets]
+    from deidbench.report.standing import Standings
+
+    standings = Standings(view.run)
+    if standings.why:
+        say(f"the best of each column is not marked: {standings.why}")
+    main = [standings.mark(tables.main_table(view, d)) for d in view.datasets]
     ladder = [t for d in view.datasets if (t := attackers_table(view, d)) is not None]
     if "csv" in formats:
         written.append(write_atomically(folder / "tables" / "main.csv", tables.csv_wide(main)))
@@ -64,7 +69,7 @@ def write_report(
         written.append(write_atomically(folder / "tables" / "main.md", tables.markdown(main)))
         if ladder:
             written.append(write_atomically(folder / "tables" / "attackers.md", tables.markdown(ladder)))
-        details = [t for d in view.datasets for t in detail_tables(view, d)]
+        details = [standings.mark(t) for d in view.datasets for t in detail_tables(view, d)]
         if details:
             written.append(write_atomically(folder / "tables" / "details.md", tables.markdown(details)))
     if "tex" in formats:
@@ -88,7 +93,7 @@ def write_report(
         from deidbench.report.html import page
 
         say("report.html")
-        written.append(write_atomically(folder / "report.html", page(view, drawn, written, drawn=figures, hidden=hidden)))
+        written.append(write_atomically(folder / "report.html", page(view, drawn, written, drawn=figures, hidden=hidden, mark=standings.mark)))
     return written
 
 
@@ -97,11 +102,12 @@ def print_summary(run: Run, console: Console) -> None:
     from rich.text import Text
 
     from deidbench.report import tables
+    from deidbench.report.standing import Standings
     from deidbench.report.view import View
 
-    view = View(run)
+    view, standings = View(run), Standings(run)
     for dataset in view.datasets:
-        tables.print_table(tables.main_table(view, dataset), console)
+        tables.print_table(standings.mark(tables.main_table(view, dataset)), console)
         console.print()
         for text in tables.headlines(view, dataset):
             console.print(Text(tables.to_console(text, console.encoding)))

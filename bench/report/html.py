@@ -10,7 +10,7 @@ import base64
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -314,7 +314,7 @@ def _table(table: Table) -> dict[str, Any]:
                 "why": "; ".join(words[m] for m in line.marks),
                 "cells": [
                     {
-                        "text": c.text if c.text != "-" else "–",
+                        "text": c.figure if c.text != "-" else "–",
                         "ci": c.ci,
                         "extra": c.extra.replace("-", "\u2011"),  # it may break at a blank, never inside a name
                         "marks": c.marks,
@@ -362,9 +362,16 @@ def _downloads(folder: Path, files: Sequence[Path]) -> list[tuple[str, str, str]
     return out
 
 
-def page(view: View, figures: Sequence[Saved], files: Sequence[Path], drawn: bool = True, hidden: str = "") -> str:
+def page(
+    view: View,
+    figures: Sequence[Saved],
+    files: Sequence[Path],
+    drawn: bool = True,
+    hidden: str = "",
+    mark: Callable[[Table], Table] = lambda table: table,
+) -> str:
     """The whole page.  figures: as :func:`deidbench.report.figures.draw_all` returned them; files: for the downloads;
-    hidden: why pictures of faces are left out."""
+    hidden: why pictures of faces are left out; mark: marks the best of each column (:mod:`deidbench.report.standing`)."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -389,9 +396,9 @@ def page(view: View, figures: Sequence[Saved], files: Sequence[Path], drawn: boo
                 "dataset": plain(dataset),
                 "headlines": headlines(view, dataset),
                 "warnings": [w for w in warnings(view, dataset) if not w.startswith("Deviation")],
-                "main": _table(main_table(view, dataset)),
+                "main": _table(mark(main_table(view, dataset))),
                 "ladder": _table(ladder) if (ladder := attackers_table(view, dataset)) is not None else None,
-                "blocks": _blocks(detail_tables(view, dataset)),
+                "blocks": _blocks([mark(t) for t in detail_tables(view, dataset)]),
                 "sentences": [sentence(view, dataset, m) for m in view.methods],
             }
         )

@@ -84,7 +84,10 @@ _WHOSE = "In parentheses: whose figure the worst case is (+ n: so many others ti
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell.  text: the figure or ``-``; ci: its interval; extra: what belongs to it (named recogniser, realised FMR)."""
+    """One cell.  text: the figure or ``-``; ci: its interval; extra: what belongs to it (named recogniser, realised FMR).
+
+    strong: in bold.  tied: not shown to be worse than the best of its column (:mod:`deidbench.report.standing`).
+    """
 
     text: str
     ci: str = ""
@@ -93,11 +96,17 @@ class Cell:
     value: float | None = None
     row: Row | None = None
     strong: bool = False
+    tied: bool = False
+
+    @property
+    def figure(self) -> str:
+        """The figure, with ≈ where it is not shown to be worse than the best of its column."""
+        return f"{self.text}\u00a0≈" if self.tied else self.text
 
     @property
     def words(self) -> str:
         """The cell in one line, without marks."""
-        return " ".join(part for part in (self.text, self.ci, self.extra) if part)
+        return " ".join(part for part in (self.figure, self.ci, self.extra) if part)
 
 
 @dataclass(frozen=True)
@@ -450,7 +459,7 @@ def groups(columns: Sequence[Column]) -> list[tuple[str, int]]:
 # ------------------------------------------------------------------------------------------------------------ terminal
 _ASCII = {
     "↑": "^", "↓": "v", "≤": "<=", "≥": ">=", "−": "-", "–": "-", "—": "-", "…": "...", "“": '"', "”": '"', "’": "'",
-    "\u00a0": " ", "\u202f": " ", "∞": "inf", **{v: f"({k})" for k, v in _SUPERSCRIPT.items()},
+    "\u00a0": " ", "\u202f": " ", "∞": "inf", "≈": "~", **{v: f"({k})" for k, v in _SUPERSCRIPT.items()},
 }  # fmt: skip
 
 
@@ -532,7 +541,7 @@ def print_table(table: Table, console: Console) -> None:
         seen = line.method.group
         cells = []
         for cell in line.cells:
-            text = say(cell.text, "dim" if cell.row is not None and not cell.row.trusted else "bold" if cell.strong else "")
+            text = say(cell.figure, "dim" if cell.row is not None and not cell.row.trusted else "bold" if cell.strong else "")
             for part in (cell.ci, cell.extra):
                 if part:
                     text.append(to_console(f" {part}", console.encoding), "dim")
@@ -575,9 +584,12 @@ def csv_wide(tables: Sequence[Table]) -> str:
         names += [c.name for c in table.columns if c.name not in names]
     bounded = {c.name for t in tables for c in t.columns if c.metric != "counts"}
     various = {c.name for t in tables for c in t.columns if c.whose}
+    standing = any(c.tied for t in tables for line in t.lines for c in line.cells)
     head = ["dataset", "method", "family", "strength", "control"]
     for name in names:
         head += [name, f"{name}:lo", f"{name}:hi"] if name in bounded else [name]
+        if name in bounded and standing:
+            head += [f"{name}:standing"]
         if name == WORST:
             head += [f"{name}:attained_by"]
         if name in various:
@@ -601,6 +613,8 @@ def csv_wide(tables: Sequence[Table]) -> str:
                 values += [
                     repr(v) if v is not None else "" for v in ((row.value, row.lo, row.hi) if row else (None, None, None))
                 ]
+                if standing:
+                    values.append("" if cell is None else "best" if cell.strong else "not shown to be worse" if cell.tied else "")
                 if name == WORST:
                     known = row is not None and row.value is not None
                     values.append(guard("; ".join(" with ".join(p) for p in attained(row))) if row and known else "")
@@ -663,7 +677,7 @@ _TEX: Mapping[str, str] = {
     '"': r"\textquotedbl{}", "\u00a0": "~", "\u202f": r"\,", "≤": r"\ensuremath{\leq}", "≥": r"\ensuremath{\geq}",
     "↑": r"\ensuremath{\uparrow}", "↓": r"\ensuremath{\downarrow}", "−": r"\ensuremath{-}", "∞": r"\ensuremath{\infty}",
     "…": r"\ldots{}", "–": "--", "—": "---", "“": "``", "”": "''", "×": r"\ensuremath{\times}", "±": r"\ensuremath{\pm}",
-    "σ": r"\ensuremath{\sigma}", "\ufffd": "?",
+    "σ": r"\ensuremath{\sigma}", "≈": r"\ensuremath{\approx}", "\ufffd": "?",
 }  # fmt: skip
 
 
@@ -734,7 +748,7 @@ def _starts(tops: Sequence[tuple[str, int]]) -> list[tuple[int, tuple[str, int]]
 
 def _tex_cell(cell: Cell) -> str:
     small = " ".join(tex(p) for p in (cell.ci, cell.extra) if p)
-    text = "--" if cell.text == "-" else f"\\textbf{{{tex(cell.text)}}}" if cell.strong else tex(cell.text)
+    text = "--" if cell.text == "-" else f"\\textbf{{{tex(cell.text)}}}" if cell.strong else tex(cell.figure)
     return text + (f" {{\\scriptsize {small}}}" if small else "") + _tex_sup(cell.marks)
 
 
