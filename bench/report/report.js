@@ -7,7 +7,9 @@
     return element;
   };
   // Spaces and hyphens that do not break are typed as plain ones.
-  const words = (text) => text.toLowerCase().replace(/[\u00a0\u202f\s]+/g, ' ').replace(/\u2011/g, '-').trim();
+  const flat = (text) => text.replace(/[\u00a0\u202f\s]+/g, ' ').replace(/\u2011/g, '-').trim();
+  const words = (text) => flat(text).toLowerCase();
+  const heading = (th) => flat(th.textContent.replace(/[↑↓]/g, ''));
   // "blur, mask" is either of them; "blur 0.1" has both words.
   const matches = (text, query) => {
     const wanted = words(query).split(',').map((part) => part.split(' ').filter(Boolean)).filter((part) => part.length);
@@ -19,10 +21,10 @@
     const head = table.tHead, body = table.tBodies[0], rows = [...body.rows], plain = table.classList.contains('plain');
     const foot = table.tFoot ? [...table.tFoot.rows] : [];
     const heads = [...head.querySelectorAll('th[data-column]')], tops = [...head.querySelectorAll('th[data-from]')];
-    const names = new Map(heads.map((th) => [Number(th.dataset.column), th.textContent.trim().replace(/\s+/g, ' ')]));
+    const names = new Map(heads.map((th) => [Number(th.dataset.column), heading(th)]));
     for (const top of tops) {
       for (let i = Number(top.dataset.from); i < Number(top.dataset.to); i++) {
-        names.set(i, `${top.textContent.trim().replace(/\s+/g, ' ')} ${names.get(i)}`);
+        names.set(i, `${heading(top)} ${names.get(i)}`);
       }
     }
     const texts = new Map(rows.map((row) => [row, words((plain ? row : row.cells[0]).textContent)]));
