@@ -9,6 +9,7 @@ import numpy as np
 from deidbench.metrics.models.labels import ATTRIBUTE_GROUPS
 from deidbench.records import Row
 from deidbench.report.figures import COLOURS, COLUMN, GREY, INK, PALE, Drawing, _figure, _legend, _percent_axis, _spread
+from deidbench.report.measure import inches
 from deidbench.report.view import Method, View, counted, listing, percent, plain, shorten
 
 REMOVAL, MISSED = "attributes.removal", "attributes.clear_false_negative_rate"
@@ -42,6 +43,10 @@ def chosen(view: View, labels: Sequence[str], most: int = PANELS) -> list[Method
     return out[:most] or [m for m in view.methods if m.label in have][:most]
 
 
+def _spaced(attribute: str) -> str:
+    return shorten(plain(attribute).replace("_", " "), 28)
+
+
 def _grouped(names: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Attributes in the groups in which the paper tells its results; what is none of CelebA's comes last."""
     known = {a for group in ATTRIBUTE_GROUPS.values() for a in group}
@@ -66,16 +71,16 @@ def removal(view: View, dataset: str, width: float = COLUMN, methods: Sequence[s
     blocks = _grouped(list(found))
     wide = width > 5
     size, pitch, gap = (6.6, 0.15, 0.06) if wide else (5.8, 0.128, 0.05)
-    left = 0.24 + max(len(a) for _, names in blocks for a in names) * 0.55 * size / 72
+    left = 0.26 + inches([_spaced(a) for _, names in blocks for a in names], size)
     right, between, below = 0.1, 0.1, 0.6
     pw = min((width - left - right - between * (len(shown) - 1)) / len(shown), 2.6)
     # Names lie flat where they fit, else they lean.
     heads = [shorten(m.label, 26) for m in shown]
-    lean = max(map(len, heads)) * 0.58 * 6.6 / 72 > pw
+    lean = inches(heads, 6.4) > pw
     if lean:
-        right = max(right, len(heads[-1]) * 0.56 * 6.4 / 72 * 0.83 - 0.5 * pw)
+        right = max(right, inches(heads[-1:], 6.4) * 0.83 + 0.06 - 0.88 * pw)
         pw = (width - left - right - between * (len(shown) - 1)) / len(shown)
-    top = 0.15 + (max(map(len, heads)) * 0.58 * 6.4 / 72 * 0.58 if lean else 0.05)
+    top = 0.15 + (inches(heads, 6.4) * 0.56 if lean else 0.05)
     lines = sum(len(names) for _, names in blocks)
     height = top + lines * pitch + (len(blocks) - 1) * gap + below
     figure = _figure(width, height)
@@ -135,7 +140,7 @@ def removal(view: View, dataset: str, width: float = COLUMN, methods: Sequence[s
         )
     never = [a for a in at if len(gone.get(a, ())) == len(shown)]
     for a, where in at.items():
-        figure.text((left - 0.05) / width, 1 - (top + where) / height, plain(a).replace("_", " "), fontsize=size, ha="right",
+        figure.text((left - 0.05) / width, 1 - (top + where) / height, _spaced(a), fontsize=size, ha="right",
                     va="center_baseline", color="#9a9a9a" if a in never else INK)  # fmt: skip
     centre = (left + (len(shown) * pw + (len(shown) - 1) * between) / 2) / width
     figure.text(

@@ -19,7 +19,8 @@ from deidbench.report.figures import (
     _lines,
     worst_attack,
 )
-from deidbench.report.view import WORST, Method, View, attained, counted, listing, number, percent, plain, shorten
+from deidbench.report.measure import fitted, inches
+from deidbench.report.view import WORST, Method, View, attained, counted, listing, number, percent, plain
 
 KINDS = ("scores_genuine", "scores_impostor")
 #: More panels than this are no small multiples any more; the caption names what is left out.
@@ -126,7 +127,7 @@ def scores(view: View, dataset: str, width: float = COLUMN) -> Drawing | str:
         Line2D([], [], color=_IMPOSTOR, lw=1.1),
         *(Line2D([], [], color=INK, lw=0.8, ls=_DASHES[i % len(_DASHES)]) for i in range(len(levels))),
     ]
-    longest = max(map(len, names)) * 0.6 * 6.5 / 72 + 0.42
+    longest = inches(names, 6.5) + 0.42
     below = 0.2 + 0.155 * -(-len(names) // max(1, min(len(names), int((width - 0.1) / longest))))
     height = nrows * (header + ph + down) + below + 0.02
     figure = _figure(width, height)
@@ -211,13 +212,12 @@ def _panel(
         else:
             end, tip = (low, "<") if t < low else (high, ">")
             ax.plot([end], [0.08 * top], marker=tip, ms=3.2, color=INK, clip_on=False, zorder=4)
-    room = int(pw / (0.64 * 7 / 72))
     colour = GREY if m.control else INK
-    ax.annotate(shorten(m.label, room), (0, 1), xycoords="axes fraction", xytext=(0, 9.5 if named else 2), textcoords="offset points",
+    ax.annotate(fitted(m.label, pw, 7.0), (0, 1), xycoords="axes fraction", xytext=(0, 9.5 if named else 2), textcoords="offset points",
                 fontsize=7.0, color=colour, va="bottom", annotation_clip=False)  # fmt: skip
     attack = f"{plain(s.attack[0])}, {plain(s.attack[1])}" if all(s.attack) else plain(s.attack[0] or s.attack[1])
     if named:
-        ax.annotate(shorten(attack, int(pw / (0.56 * 5.8 / 72))), (0, 1), xycoords="axes fraction", xytext=(0, 2),
+        ax.annotate(fitted(attack, pw, 5.8), (0, 1), xycoords="axes fraction", xytext=(0, 2),
                     textcoords="offset points", fontsize=5.8, color=GREY, va="bottom", annotation_clip=False)  # fmt: skip
     eer = _eer(view, dataset, m.label, s.attack)
     said = f"EER {number(eer, 'rate')}\u00a0%" if eer is not None else "no EER"

@@ -25,6 +25,7 @@ from deidbench.report.figures import (
     _shades,
     _spread,
 )
+from deidbench.report.measure import fitted, inches
 from deidbench.report.view import View, counted, listing, number, parts, plain, shorten
 
 DELTA_P = "emotion.delta_p"
@@ -50,7 +51,7 @@ def delta_p(view: View, dataset: str, width: float = COLUMN) -> Drawing | str:
     ncols = min(4 if wide else 2, len(panels))
     nrows = -(-len(panels) // ncols)
     size = 6.4 if wide else 6.0
-    left = 0.1 + max(map(len, classes)) * 0.57 * size / 72
+    left = 0.12 + inches([shorten(c, 14) for c in classes], size)
     right, between = 0.1, 0.14
     pw = min((width - left - right - between * (ncols - 1)) / ncols, 2.6)
     most = max(len(ms) for _, ms in panels)
@@ -195,9 +196,9 @@ def throughput(view: View, dataset: str, width: float = COLUMN) -> Drawing | str
         return "nothing was timed in this run"
     wide = width > 5
     looks = _looks(view)
-    labels = [shorten(m.label, 28 if wide else 15) for m in methods]
     size = 6.8 if wide else 6.4
-    left = 0.14 + max(map(len, labels)) * 0.6 * size / 72
+    labels = [fitted(m.label, 1.8 if wide else 0.82, size) for m in methods]
+    left = 0.14 + inches(labels, size)
     between, right, top = 0.16, 0.12, 0.06
     panels = [ts for ts in tracks if ts]
     pw = (width - left - right - between * (len(panels) - 1)) / len(panels)

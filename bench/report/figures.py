@@ -1062,6 +1062,7 @@ def draw_all(view: View, folder: Path, y: str = "", say: Callable[[str], None] |
     """
     from deidbench.report import samples
     from deidbench.report.heatmaps import attributes_map, confusions, has
+    from deidbench.report.jobs import further
     from deidbench.report.view import slug
 
     out: list[Saved] = []
@@ -1089,6 +1090,7 @@ def draw_all(view: View, folder: Path, y: str = "", say: Callable[[str], None] |
                 if has(view, dataset, "emotion.confusion")
                 else []
             ),
+            *further(view, dataset, suffix, where),
         ]
     for name, draw_faces in (("samples", samples.sample_grid), ("cases", samples.cases)):
         jobs.append((name, samples.FIGURES[name], lambda w, f=draw_faces: hidden or f(view, w)))  # type: ignore[misc]

@@ -10,6 +10,7 @@ import numpy as np
 
 from deidbench.records import Row, Run
 from deidbench.report.figures import COLOURS, COLUMN, GREY, INK, Drawing, _figure, _percent_axis
+from deidbench.report.measure import fitted, inches
 from deidbench.report.view import Key, View, arrow, counted, listing, number, plain, shorten, unit_sign
 
 _BEYOND = COLOURS[1]
@@ -79,9 +80,8 @@ def history(
     left, right, header = 0.5, 0.12, 0.2
     ph = 0.95 if wide else 0.8
     every = max(1, int(-(-len(views) * 0.22 // (width - left - right))))
-    longest = max(len(line) for x in words for line in x.split("\n"))
-    below = 0.16 + longest * 0.56 * 5.8 / 72 * 0.82 + (0.06 if any("\n" in x for x in words) else 0.0)
-    first = max(map(len, words[0].split("\n"))) * 0.56 * 5.8 / 72 * 0.57 + 0.08  # the first label leans out to the left
+    below = 0.18 + inches(words, 5.8) * 0.82 + (0.06 if any("\n" in x for x in words) else 0.0)
+    first = inches(words[:1], 5.8) * 0.57 + 0.08  # the first label leans out to the left
     left = max(left, min(first - 0.5 * (width - left - right) / len(views), 0.9))
     height = len(shown) * (header + ph) + below
     figure = _figure(width, height)
@@ -175,7 +175,7 @@ def _panel(
     title = (
         f"{view.heading(_name(metric))}{f', {about}' if about else ''}{f' [{unit}]' if unit else ''} {arrow(better)}".strip()
     )
-    ax.annotate(shorten(title, int(float(ax.get_figure().get_size_inches()[0]) / 0.058) - 10), (0, 1), xycoords="axes fraction", xytext=(0, 3),
+    ax.annotate(fitted(title, float(ax.get_window_extent().width / ax.get_figure().dpi), 6.8), (0, 1), xycoords="axes fraction", xytext=(0, 3),
                 textcoords="offset points", fontsize=6.8, color=INK, va="bottom", annotation_clip=False)  # fmt: skip
     return beyond
 

@@ -9,7 +9,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from deidbench.report.figures import COLOURS, COLUMN, GREY, INK, Drawing, _columns, _figure, _legend
-from deidbench.report.view import counted, listing, number, plain, shorten, unit_sign
+from deidbench.report.measure import fitted, inches
+from deidbench.report.view import counted, listing, number, plain, unit_sign
 
 #: Fewer data sets than this say nothing about ranks.
 FEWEST = 5
@@ -59,8 +60,8 @@ def differences(metrics: Sequence[Compared], reference: str, width: float = COLU
     labels = list(dict.fromkeys(d.label for m in metrics for d in m.differences))
     wide = width > 5
     size = 6.8 if wide else 6.3
-    words = [shorten(x, 30 if wide else 17) for x in labels]
-    left = 0.12 + max(map(len, words)) * 0.57 * size / 72
+    words = [fitted(x, 1.8 if wide else 0.9, size) for x in labels]
+    left = 0.14 + inches(words, size)
     ncols = min(len(metrics), 4 if wide else 2)
     nrows = -(-len(metrics) // ncols)
     right, between, header, foot = 0.12, 0.16, 0.21, 0.38
@@ -104,7 +105,7 @@ def differences(metrics: Sequence[Compared], reference: str, width: float = COLU
                 f" (p {d.p:.3g})" if d.p is not None and np.isfinite(d.p) else ""
             )
         spoken.append(f"{plain(metric.heading)}: {', '.join(done.values())}")
-    figure.text(0.5, (below - 0.1) / height, f"Difference to {shorten(reference, 44 if wide else 24)}", ha="center", va="center",
+    figure.text(0.5, (below - 0.1) / height, fitted(f"Difference to {plain(reference)}", width - 0.2, 7.2), ha="center", va="center",
                 fontsize=7.2)  # fmt: skip
     _legend(figure, handles, names)
     caption = (
@@ -142,7 +143,7 @@ def _frame(
     ax.xaxis.set_major_formatter(lambda v, _: f"{v:+.4g}".replace("-", "−") if abs(v) > 1e-12 else "0")
     ax.axvline(0, color=INK, lw=0.7, zorder=1)
     title = f"{plain(metric.heading)}{f' [{unit}]' if unit else ''}"
-    ax.annotate(shorten(title, int(pw / (0.56 * 6.6 / 72))), (0, 1), xycoords="axes fraction", xytext=(0, 3), textcoords="offset points",
+    ax.annotate(fitted(title, pw, 6.6), (0, 1), xycoords="axes fraction", xytext=(0, 3), textcoords="offset points",
                 fontsize=6.6, va="bottom", annotation_clip=False)  # fmt: skip
     if metric.higher_is_better is not None:
         at, text = ((1, "better →") if metric.higher_is_better else (0, "← better"))  # fmt: skip
@@ -198,9 +199,9 @@ def critical_difference(result: Ranking, width: float = COLUMN, what: str = "") 
     size = 7.0 if wide else 6.4
     order = sorted(range(len(names)), key=lambda i: (ranks[i], i))
     half = -(-len(names) // 2)
-    words = {i: shorten(names[i], 30 if wide else 15) for i in order}
+    words = {i: fitted(names[i], 1.7 if wide else 0.72, size) for i in order}
     number_ = 0.24  # the rank, between name and line
-    margin = 0.15 + max(map(len, words.values())) * 0.56 * size / 72 + number_
+    margin = 0.14 + inches(words.values(), size) + number_
     top, pitch = 0.36, 0.165
     spans = [(min(ranks[i] for i in c), max(ranks[i] for i in c)) for c in result.cliques if len(set(c)) > 1]
     first, last = 1, len(names)
