@@ -61,17 +61,29 @@ def test_ratio_replicates_equal_a_loop():
         np.testing.assert_allclose(found[b], num[who].sum(0) / den[who].sum(), rtol=1e-12)
 
 
-def test_rate_interval_is_the_quantile_of_the_resampled_rates():
+def test_mean_interval_is_the_quantile_of_the_resampled_means():
     rng = np.random.default_rng(1)
     den = np.full(12, 5.0)
     num = rng.binomial(5, 0.6, 12).astype(float)
     draws = iv.person_draws(PERSONS, 2000, 0)
-    interval = iv.rate_interval(num, den, draws, 0.9)
-    rates = [num[np.repeat(np.arange(12), row)].sum() / 60 for row in draws]
+    interval = iv.mean_interval(num, den, draws, 0.9)
+    means = [num[np.repeat(np.arange(12), row)].sum() / 60 for row in draws]
     tail = iv.expanded_tail(0.9, 12)
-    np.testing.assert_allclose(interval[:2], np.quantile(rates, [tail, 1 - tail]))
+    np.testing.assert_allclose(interval[:2], np.quantile(means, [tail, 1 - tail]))
     assert interval.level == 0.9
     assert "2000 replicates" in interval.method
+
+
+def test_rate_interval_is_the_bootstraps_far_from_0_and_1():
+    rng = np.random.default_rng(1)
+    names = [f"{i:03d}" for i in range(300)]
+    den = np.full(300, 5.0)
+    num = rng.binomial(5, rng.beta(1, 1, 300)).astype(float)
+    draws = iv.person_draws(names, 20_000, 0)
+    interval = iv.rate_interval(num, den, draws, 0.9)
+    np.testing.assert_allclose(interval[:2], iv.mean_interval(num, den, draws, 0.9)[:2], atol=2e-3)
+    assert interval.level == 0.9
+    assert "Wilson" in interval.method
 
 
 def test_expanded_tail_is_wider_and_meets_the_normal_with_many_persons():
@@ -118,9 +130,22 @@ def test_no_interval_without_variance():
 def test_no_interval_where_replicates_run_empty():
     den = np.zeros(12)
     den[:2] = 5
-    interval = iv.rate_interval([1.0, 4.0] + [0.0] * 10, den, iv.person_draws(PERSONS, 500, 0))
+    interval = iv.mean_interval([1.0, 4.0] + [0.0] * 10, den, iv.person_draws(PERSONS, 500, 0))
     assert interval.lo is None
     assert "empty denominator" in interval.reason
+
+
+def test_two_persons_say_next_to_nothing_about_a_rate():
+    den = np.zeros(12)
+    den[:2] = 5
+    interval = iv.rate_interval([1.0, 4.0] + [0.0] * 10, den, iv.person_draws(PERSONS, 500, 0))
+    assert interval.lo < 0.01
+    assert interval.hi > 0.99
+
+
+def test_draws_of_other_persons_are_refused():
+    with pytest.raises(ValueError, match="do not fit the persons"):
+        iv.rate_interval([1.0, 4.0], [5.0, 5.0], iv.person_draws(PERSONS, 500, 0))
 
 
 def test_percent_where_a_rate_belongs_is_refused():
