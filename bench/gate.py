@@ -225,7 +225,8 @@ def load_margins(path: Path | None = None) -> Margins:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{origin}: not valid TOML: {error}", "see https://toml.io for the format") from error
     except ValidationError as error:
-        first = error.errors()[0]
+        # a misspelt key explains the one that is missing
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         loc = tuple(first["loc"])
         name = ".".join(str(p) for p in loc)
         where = f"{origin}:{line_of(text, loc)}"
