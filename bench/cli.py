@@ -60,13 +60,24 @@ def cli() -> None:
 @click.option(
     "--data",
     "data",
-    type=click.Path(path_type=Path),
-    help="Evaluate on this folder of images instead (manifest.csv, or one sub-folder per person).",
+    multiple=True,
+    metavar="[KEY=]FOLDER",
+    help="Evaluate on this folder of images instead (manifest.csv, or one sub-folder per person).  "
+    "With KEY=, repeated: for a suite of several experiments, whose data have names.",
 )
 @click.option(
-    "--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Override a value of the suite; may be repeated."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="TABLE.KEY=VALUE",
+    help="Override a value of the suite (also methods.NAME.PARAMETER=VALUE); may be repeated.",
 )
-@click.option("--only", multiple=True, metavar="METHOD", help="Run only these methods (label or sweep name); may be repeated.")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="METHOD",
+    help="Run only these methods (label or sweep name), or experiments; may be repeated.",
+)
 @click.option("--workers", default=0, show_default="one per core", help="Worker processes.")
 @click.option("--batch", default=16, show_default=True, help="Images per task.")
 @click.option(
@@ -80,23 +91,37 @@ def cli() -> None:
 @click.option("--quiet", is_flag=True, help="No progress bars, no summary.")
 @click.option("--json", "as_json", is_flag=True, help="Print the run's folder and counts as JSON instead of the summary.")
 def run(
-    suite: str, out: Path | None, data: Path | None, overrides: Sequence[str], only: Sequence[str], workers: int, batch: int,
+    suite: str, out: Path | None, data: Sequence[str], overrides: Sequence[str], only: Sequence[str], workers: int, batch: int,
     cache: Path | None, retry_failed: bool, no_report: bool, faces: bool | None, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Run SUITE: a bundled suite's name or a TOML file.
 
     Finished work is kept in the store: running the same command again does what is left and nothing else.
+
+    \b
+    deidbench run ganonymization-paper                      lists the paper's experiments, and where their data are got
+    deidbench run ganonymization-paper --data ck+=FOLDER    runs those whose data are given, and prints what the
+                                                            paper reports beside (codes: 3 no data given; 2 or 3
+                                                            where an experiment stopped, the others went on)
     """
+    from deidbench.collection import is_collection
     from deidbench.runner import Options, run_suite
     from deidbench.suite import load_suite
 
+    if is_collection(suite):
+        options = Options(workers, batch, cache, quiet or as_json, retry_failed, faces)
+        _run_collection(suite, out, data, overrides, only, options, not no_report, quiet, as_json)
+        return
     changes = list(overrides)
-    if data is not None:
-        if not data.exists():
+    if len(data) > 1:
+        raise InputError("--data is given twice", f"{suite} is one suite and takes one folder")
+    if data:
+        root = Path(data[0])
+        if not root.exists():
             raise InputError(
-                f"--data {data}: no such folder", "name a folder that holds manifest.csv or one sub-folder per person"
+                f"--data {root}: no such folder", "name a folder that holds manifest.csv or one sub-folder per person"
             )
-        changes = ["dataset.name=folder", f"dataset.params.root={_toml_string(str(data.resolve()))}", *changes]
+        changes = ["dataset.name=folder", f"dataset.params.root={_toml_string(str(root.resolve()))}", *changes]
     loaded = load_suite(suite, changes, only=only)
     folder = out or Path("results") / loaded.name
     result = run_suite(loaded, folder, Options(workers, batch, cache, quiet or as_json, retry_failed, faces))
@@ -138,6 +163,58 @@ def _summary(folder: Path, written: Sequence[Path]) -> None:
     page = folder / "report.html"
     if page in written or page.exists():
         console.print(f"\nThe whole result: {page}", soft_wrap=True)
+
+
+def _run_collection(
+    source: str, out: Path | None, data: Sequence[str], overrides: Sequence[str], only: Sequence[str], options: Any,
+    with_report: bool, quiet: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """``run`` for a file that holds several experiments."""
+    from deidbench.collection import given_data, load_collection, run_collection
+    from deidbench.report.paper import print_paper
+
+    def make_report(run: Path) -> None:
+        from deidbench.report import write_report
+
+        write_report(run)
+
+    collection = load_collection(source)
+    folder = out or Path("results") / collection.name
+    parts = run_collection(
+        collection, given_data(collection, data), folder, options, overrides, only,
+        report=make_report if with_report else None,
+        say=lambda text: None if options.quiet else click.echo(text, err=True),
+    )  # fmt: skip
+    there = any(p.there for p in parts.values())
+    if as_json:
+        import json
+
+        done = {
+            name: {
+                "state": p.state, "why": p.why, "folder": str(p.folder), "failed": p.failed, "unreadable": p.unreadable,
+                "computed": dict(p.computed), "skipped": dict(p.skipped),
+            }
+            for name, p in parts.items()
+        }  # fmt: skip
+        click.echo(
+            json.dumps({"folder": str(folder), "table": str(folder / "paper.json") if there else "", "experiments": done})
+        )
+    elif not quiet:
+        print_paper(collection, parts, _console())
+        if there:
+            click.echo(f"\nThe whole comparison: {folder / 'paper.md'} (also .csv, .json, .tex)")
+    errors = [(name, p.error) for name, p in parts.items() if p.error is not None]
+    for name, error in errors:
+        click.echo(f"error: {name} stopped: {error}", err=True)
+    if errors:
+        sys.exit(errors[0][1].exit_code)
+    if not there:
+        keys = ", ".join(collection.data)
+        click.echo(f"nothing was run: no data given\n  -> --data KEY=FOLDER, KEY one of {keys}", err=True)
+        sys.exit(ExitCode.MISSING)
+    if failed := [name for name, p in parts.items() if p.failed or p.unreadable]:
+        click.echo(f"some images failed: run.json and images.parquet name them in {', '.join(failed)}", err=True)
+        sys.exit(ExitCode.PARTIAL)
 
 
 def _toml_string(text: str) -> str:

@@ -37,6 +37,7 @@ def first_line(cls: type) -> str:
 def listing(kind: str) -> list[dict[str, Any]]:
     """One record per registered part of ``kind`` ("suites": per bundled suite)."""
     if kind == "suites":
+        from deidbench.collection import load_collection
         from deidbench.suite import bundled, load_suite
 
         return [
@@ -47,6 +48,14 @@ def listing(kind: str) -> list[dict[str, Any]]:
                 "dataset": s.file.dataset.name,
             }
             for name in sorted(bundled())
+        ] + [
+            {
+                "name": name,
+                "title": (c := load_collection(name)).file.collection.title,
+                "methods": len(c.file.methods),
+                "dataset": f"yours: {', '.join(c.data)} ({len(c.experiments)} experiments)",
+            }
+            for name in sorted(bundled(collections=True))
         ]
     rows = []
     for name in REGISTRIES[kind]:

@@ -15,6 +15,7 @@ What differs from the frozen protocol that the suite names is found here and pri
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 import tomllib
@@ -177,10 +178,16 @@ class Suite:
         return self.file.suite.name
 
 
-def bundled() -> dict[str, str]:
-    """Bundled suites: name -> text."""
+def bundled(*, collections: bool = False) -> dict[str, str]:
+    """Bundled suites (or the collections of several, :mod:`deidbench.collection`): name -> text."""
     folder = resources.files("deidbench.suites")
-    return {f.name.removesuffix(".toml"): f.read_text("utf-8") for f in folder.iterdir() if f.name.endswith(".toml")}
+    texts = {f.name.removesuffix(".toml"): f.read_text("utf-8") for f in folder.iterdir() if f.name.endswith(".toml")}
+    return {name: text for name, text in texts.items() if holds_several(text) == collections}
+
+
+def holds_several(text: str) -> bool:
+    """Whether the TOML ``text`` is a collection of suites and no suite itself."""
+    return re.search(r"^\s*\[\s*collection\s*\]", text, re.MULTILINE) is not None
 
 
 def load_suite(source: str | Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> Suite:
@@ -191,7 +198,16 @@ def load_suite(source: str | Path, overrides: Sequence[str] = (), only: Sequence
     overrides: ``table.key=value`` with a TOML value (a bare word is taken as a string), laid over the file.
     Raises SuiteError naming file and line.
     """
-    raw, text, origin, inherited = _read(str(source), ())
+    return _made(*_read(str(source), ()), overrides, only)
+
+
+def suite_of(raw: Mapping[str, Any], origin: str, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> Suite:
+    """The suite of tables that are at hand, as :func:`load_suite` reads them from a file.  origin: named in errors."""
+    merged, inherited = _merged(copy.deepcopy(dict(raw)), Path(), (origin,))
+    return _made(merged, "", origin, inherited, overrides, only)
+
+
+def _made(raw: dict[str, Any], text: str, origin: str, inherited: int, overrides: Sequence[str], only: Sequence[str]) -> Suite:
     for override in overrides:
         _override(raw, override)
     file = _validate(raw, text, origin, inherited)
@@ -226,8 +242,15 @@ def _read(source: str, seen: tuple[str, ...]) -> tuple[dict[str, Any], str, str,
         except (OSError, UnicodeDecodeError) as error:
             raise SuiteError(f"cannot read the suite {path}: {error}", "a suite is a UTF-8 TOML file") from error
     else:
-        close = difflib.get_close_matches(source, names, n=2, cutoff=0.5)
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"bundled suites: {', '.join(sorted(names))}"
+        several = bundled(collections=True)
+        if source in several:
+            raise _several(source)
+        close = difflib.get_close_matches(source, [*names, *several], n=2, cutoff=0.5)
+        hint = (
+            f"did you mean {' or '.join(map(repr, close))}?"
+            if close
+            else f"bundled suites: {', '.join(sorted([*names, *several]))}"
+        )
         raise SuiteError(f"no suite {source!r}: neither a file nor a bundled suite", hint)
     if origin in seen:
         raise SuiteError(
@@ -237,12 +260,26 @@ def _read(source: str, seen: tuple[str, ...]) -> tuple[dict[str, Any], str, str,
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SuiteError(f"{origin}: not valid TOML: {error}", "see https://toml.io for the format") from error
+    if "collection" in raw:
+        raise _several(source)
+    merged, inherited = _merged(raw, path if path.is_file() else Path(), (*seen, origin))
+    return merged, text, origin, inherited
+
+
+def _several(source: str) -> SuiteError:
+    return SuiteError(
+        f"{source} is no suite, it holds several of them", f"deidbench run {source} lists them and says what data each needs"
+    )
+
+
+def _merged(raw: dict[str, Any], path: Path, seen: tuple[str, ...]) -> tuple[dict[str, Any], int]:
+    """``raw`` with the tables of its base laid under, and the number of inherited methods.  path: of its file."""
     head = raw.get("suite")
     base_name = head.get("extends", "") if isinstance(head, dict) else ""
     if not base_name or not isinstance(base_name, str):
-        return raw, text, origin, 0
+        return raw, 0
     sibling = path.parent / base_name
-    base, _, _, _ = _read(str(sibling) if path.is_file() and sibling.is_file() else base_name, (*seen, origin))
+    base, _, _, _ = _read(str(sibling) if path.name and sibling.is_file() else base_name, seen)
     assert isinstance(head, dict)
     merged, inherited = {**base, **raw}, 0
     for name in ("dataset", "protocol", "faces", "attackers", "throughput", "report", "suite"):
@@ -255,7 +292,7 @@ def _read(source: str, seen: tuple[str, ...]) -> tuple[dict[str, Any], str, str,
     if head.get("inherit_methods", True) is True and isinstance(raw.get("methods"), list):
         merged["methods"] = [*base.get("methods", []), *raw["methods"]]
         inherited = len(base.get("methods", []))
-    return merged, text, origin, inherited
+    return merged, inherited
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -268,6 +305,8 @@ def _override(raw: dict[str, Any], override: str) -> None:
     except tomllib.TOMLDecodeError:
         parsed = value
     table: Any = raw
+    if keys[0] in ("methods", "recognizers", "classifiers", "metrics") and len(keys) == 3:
+        table, keys = _params_of(raw, override, keys), keys[2:]
     for key in keys[:-1]:
         table = table.setdefault(key, {}) if isinstance(table, dict) else None
         if not isinstance(table, dict):
@@ -277,6 +316,20 @@ def _override(raw: dict[str, Any], override: str) -> None:
     if keys == ["dataset", "name"] and table.get("name") != parsed:
         table.pop("params", None)
     table[keys[-1]] = parsed
+
+
+def _params_of(raw: Mapping[str, Any], override: str, keys: Sequence[str]) -> dict[str, Any]:
+    """The parameters of a part of a list: ``methods.NAME.PARAMETER=value``, by label or name."""
+    parts = [p for p in raw.get(keys[0], []) if isinstance(p, dict)]
+    found = [p for p in parts if p.get("label") == keys[1]] or [p for p in parts if p.get("name") == keys[1]]
+    if len(found) != 1:
+        names = ", ".join(str(p.get("label") or p.get("name")) for p in parts)
+        how_many = "several" if found else "no"
+        raise SuiteError(
+            f"override {override!r}: {keys[0]} has {how_many} {keys[1]!r}", f"it has: {names}; labels tell them apart"
+        )
+    params: dict[str, Any] = found[0].setdefault("params", {})
+    return params
 
 
 def _validate(raw: Mapping[str, Any], text: str, origin: str, inherited: int) -> SuiteFile:
