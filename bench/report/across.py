@@ -66,7 +66,7 @@ def write(found: Across, folder: Path) -> list[Path]:
     """across.{json,md,csv} and a critical-difference diagram per figure."""
     import pandas as pd
 
-    from deidbench.report.figures import save
+    from deidbench.report.figures import save, style
     from deidbench.report.many import critical_difference
 
     lines = [
@@ -80,16 +80,17 @@ def write(found: Across, folder: Path) -> list[Path]:
         write_atomically(folder / "across.md", markdown(found)),
         write_atomically(folder / "across.csv", csv_long(pd.DataFrame(lines))),
     ]
-    for r in found.ranked:
-        drawing = critical_difference(r.ranking, what=heading(r).rstrip(" ↑↓"))
-        if not isinstance(drawing, str):
-            name = "-".join(
-                x
-                for x in (
-                    "ranks",
-                    slug(r.question.metric),
-                    *(slug(x) for x in (r.question.attacker, r.question.recognizer, r.question.label) if x),
+    with style():
+        for r in found.ranked:
+            drawing = critical_difference(r.ranking, what=heading(r).rstrip(" ↑↓"))
+            if not isinstance(drawing, str):
+                name = "-".join(
+                    x
+                    for x in (
+                        "ranks",
+                        slug(r.question.metric),
+                        *(slug(x) for x in (r.question.attacker, r.question.recognizer, r.question.label) if x),
+                    )
                 )
-            )
-            written += save(drawing, folder / "figures", name)
+                written += save(drawing, folder / "figures", name)
     return written

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -12,8 +12,9 @@ from deidbench.report.figures import COLOURS, COLUMN, GREY, INK, Drawing, _colum
 from deidbench.report.measure import fitted, inches
 from deidbench.report.view import counted, listing, number, plain, unit_sign
 
-#: Fewer data sets than this say nothing about ranks.
-FEWEST = 5
+if TYPE_CHECKING:
+    from deidbench.stats.many import Ranking
+
 _BETTER, _WORSE = COLOURS[0], COLOURS[1]
 
 
@@ -152,24 +153,6 @@ def _frame(
 
 
 # --------------------------------------------------------------------------------------------------- critical difference
-class Ranking(Protocol):
-    """Average ranks of methods over data sets: 1 is best.  cliques: groups (indices into names) within which no pair differs.
-
-    n: data sets.  p: of Friedman's test that all are alike.
-    """
-
-    @property
-    def names(self) -> Sequence[str]: ...
-    @property
-    def ranks(self) -> Sequence[float]: ...
-    @property
-    def cliques(self) -> Sequence[Sequence[int]]: ...
-    @property
-    def n(self) -> int: ...
-    @property
-    def p(self) -> float | None: ...
-
-
 def levels(spans: Sequence[tuple[float, float]], gap: float = 0.0) -> list[int]:
     """Level of each span so that those on one level do not touch."""
     out = [0] * len(spans)
@@ -191,10 +174,8 @@ def critical_difference(result: Ranking, width: float = COLUMN, what: str = "") 
     (Benavoli, Corani & Mangili 2016).  what: what was ranked, for the caption.
     """
     names, ranks = [str(n) for n in result.names], [float(r) for r in result.ranks]
-    if len(names) < 2 or not all(map(np.isfinite, ranks)):
-        return "ranks take at least two methods that have a figure on every data set"
-    if result.n < FEWEST:
-        return f"ranks over {counted(result.n, 'data set')} say little: a critical-difference diagram takes at least {FEWEST}"
+    if len(names) < 2 or len(ranks) != len(names) or not all(map(np.isfinite, ranks)):
+        return result.reason or "ranks take at least two methods that have a figure on every data set"
     wide = width > 5
     size = 7.0 if wide else 6.4
     order = sorted(range(len(names)), key=lambda i: (ranks[i], i))
@@ -239,13 +220,22 @@ def critical_difference(result: Ranking, width: float = COLUMN, what: str = "") 
         beside = "right" if on_left else "left"
         ax.text(end + 0.025 * side, y, f"{ranks[i]:.2f}", fontsize=size - 1.2, color=GREY, ha=beside, va="center_baseline")
         ax.text(end + (0.025 + number_) * side, y, words[i], fontsize=size, ha=beside, va="center_baseline")
-    known = result.p is not None and np.isfinite(result.p)
+    p = result.p
+    if p is None:
+        tested = f"There is no test that all are alike: {plain(result.reason)}. " if result.reason else ""
+    else:
+        tested = f"That all are alike: p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}{f' ({plain(result.method)})' if result.method else ''}. "
+    if p is None or p >= result.alpha:
+        pairs = "No difference is shown, so that pairs are not compared; the bar joins all."
+    elif spans:
+        pairs = "Bars join methods that pairwise Wilcoxon tests, corrected by Holm, do not tell apart."
+    else:
+        pairs = "All pairs are told apart (pairwise Wilcoxon tests, corrected by Holm)."
     caption = (
-        f"Average ranks{f' in {plain(what)}' if what else ''} over {counted(result.n, 'data set')}; 1 is best. "
-        + (f"Friedman's test that all are alike: p {'< 0.001' if result.p < 0.001 else f'= {result.p:.3f}'}. " if known and result.p is not None else "")
-        + ("Bars join methods that pairwise Wilcoxon tests, corrected by Holm, do not tell apart."
-           if spans else "All pairs are told apart (pairwise Wilcoxon tests, corrected by Holm).")
-    )  # fmt: skip
+        f"Average ranks{f' in {plain(what)}' if what else ''} over {counted(result.n, 'data set')}; 1 is best. {tested}{pairs}"
+        + (f" {plain(result.note)[:1].upper()}{plain(result.note)[1:]}." if result.note else "")
+        + (f" Left out: {listing([plain(x) for x in result.left_out])}." if result.left_out else "")
+    )
     said = "; ".join(f"{plain(names[i])} {ranks[i]:.2f}" for i in order)
     joined = "; ".join(
         listing([plain(names[i]) for i in sorted(c, key=lambda i: ranks[i])], 12) for c in result.cliques if len(set(c)) > 1
