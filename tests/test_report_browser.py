@@ -325,5 +325,11 @@ def test_paper_has_every_column_and_no_controls(open_page: Callable[..., Any]) -
     assert not part(driver, "nav").is_displayed()
     overflow = driver.execute_script("return getComputedStyle(document.querySelector('.scroll')).overflowX")
     assert overflow == "visible"
+    # 277 mm, what A4 across leaves between the margins
+    driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 1047, "height": 700, "deviceScaleFactor": 1, "mobile": False}
+    )
+    widths = driver.execute_script("return [...document.querySelectorAll('main > .scroll > table')].map((t) => t.scrollWidth)")
+    assert max(widths) <= 1047, "nothing is cut off"
     pdf = base64.b64decode(driver.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})["data"])
     assert pdf.startswith(b"%PDF") and len(pdf) > 50_000

@@ -49,7 +49,7 @@
     };
     const hint = 'words that must occur; a comma between alternatives';
     const [rowField, rowLabel] = field(`Filter by ${(names.get(0) || 'row').toLowerCase()}`, hint);
-    const [columnField, columnLabel] = field('by column', hint);
+    const [columnField, columnLabel] = field('Filter by column', hint);
     const [controls, controlsLabel] = tick('hide controls');
     const [trusted, trustedLabel] = tick('hide untrusted figures');
     const reset = make('button', { type: 'button', hidden: true }, 'Show all');
