@@ -163,7 +163,9 @@ def _section(collection: Collection, experiment: Experiment, part: Part) -> Sect
     if view is not None:
         dataset = view.entry("dataset")
         images, persons = int(dataset.get("n_images", 0)), int(dataset.get("n_persons", 0))
-        about.append(f"{counted(images, 'image')} of {counted(persons, 'person')} (by the folder's own word)")
+        about.append(
+            f"{counted(images, 'image')} of {counted(persons, 'person')} (by the folder's own word), manifest {str(dataset.get('manifest_sha256'))[:12]}"
+        )
         if part.state == "earlier":
             about.append(f"measured in an earlier call, finished {view.record.get('finished', '?')}")
         differs = [w for m in view.entries("methods") if (w := _checkpoint(m, experiment.data))]
@@ -507,7 +509,7 @@ def print_paper(collection: Collection, parts_: Mapping[str, Part], console: Con
         if not waiting:
             heads += [HEAD[4], *([HEAD[5]] if chances else []), "Images, persons"]
         for i, head in enumerate(heads):
-            grid.add_column(say(head), justify="left" if i < 2 else "right")
+            grid.add_column(say(head), justify="left" if i < 2 else "right", overflow="fold", no_wrap=i == 1)
         notes = Notes()
         for line in section.lines:
             cells, marks = _cells(line, notes)
