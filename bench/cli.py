@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deidbench import __version__
+from deidbench.cli_verdicts import compare, gate
 from deidbench.errors import DeidbenchError, ExitCode, InputError
+from deidbench.progress import console
 
-if TYPE_CHECKING:
-    from rich.console import Console
 
 EXIT_CODES = """\b
 Exit codes
   0    done
-  1    the answer is no (doctor found something broken)
-  2    bad usage or bad input; nothing was computed
+  1    the answer is no (doctor found something broken, gate found something worse)
+  2    bad usage or bad input, nothing was computed; gate: undecided
   3    a package, weight file or data set is missing
   4    done, but some images failed; the result names them
   5    the machine failed (disk full, no permission, a worker died); run again, nothing is lost
@@ -33,12 +33,6 @@ FACES_DEFAULT = "[default: where the data set's licence allows it]"
 KINDS = ("anonymizers", "datasets", "recognizers", "classifiers", "metrics", "attackers", "suites")
 
 
-def _console(stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    return Console(stderr=stderr, highlight=False)
-
-
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="deidbench")
 def cli() -> None:
@@ -48,6 +42,8 @@ def cli() -> None:
     deidbench run demo                            compare built-in methods on the bundled faces
     deidbench run deidbench-v2 --data FOLDER      the same on your own images (one sub-folder per person)
     deidbench report results/demo                 write its tables, figures and page again
+    deidbench compare results/demo                which method is better, beyond chance?
+    deidbench gate BASELINE CANDIDATE             is a new checkpoint no worse?  exit 0, 1 or 2
     deidbench anonymize IN OUT --method blur      anonymise files or folders
     deidbench train ganonymization --data FOLDER  train a generator of your own
     deidbench doctor                              what is installed, what is ready, how to get the rest
@@ -158,11 +154,11 @@ def _summary(folder: Path, written: Sequence[Path]) -> None:
     from deidbench.records import read_run
     from deidbench.report import print_summary
 
-    console = _console()
-    print_summary(read_run(folder), console)
+    screen = console()
+    print_summary(read_run(folder), screen)
     page = folder / "report.html"
     if page in written or page.exists():
-        console.print(f"\nThe whole result: {page}", soft_wrap=True)
+        screen.print(f"\nThe whole result: {page}", soft_wrap=True)
 
 
 def _run_collection(
@@ -200,7 +196,7 @@ def _run_collection(
             json.dumps({"folder": str(folder), "table": str(folder / "paper.json") if there else "", "experiments": done})
         )
     elif not quiet:
-        print_paper(collection, parts, _console())
+        print_paper(collection, parts, console())
         if there:
             click.echo(f"\nThe whole comparison: {folder / 'paper.md'} (also .csv, .json, .tex)")
     errors = [(name, p.error) for name, p in parts.items() if p.error is not None]
@@ -475,7 +471,7 @@ def list_parts(kind: str | None, as_json: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    console = _console()
+    screen = console()
     for name, rows in tables.items():
         if not rows and not kind:
             continue
@@ -484,8 +480,8 @@ def list_parts(kind: str | None, as_json: bool) -> None:
             table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*(escape(str(v)) for v in row.values()))
-        console.print(table)
-        console.print()
+        screen.print(table)
+        screen.print()
 
 
 @cli.command()
@@ -500,8 +496,12 @@ def doctor(as_json: bool) -> None:
 
         click.echo(json.dumps(findings, indent=1, default=str))
     else:
-        show(findings, _console())
+        show(findings, console())
     sys.exit(ExitCode.OK if findings["healthy"] else ExitCode.NEGATIVE)
+
+
+for _command in (compare, gate):
+    cli.add_command(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deidbench.compare import Comparison, Question, Result
+from deidbench.report.many import Compared, Difference
 from deidbench.report.tables import csv_long, md, tex, to_console
-from deidbench.report.view import number, plain, unit_sign, write_atomically
+from deidbench.report.view import number, plain, slug, unit_sign, write_atomically
 from deidbench.words import amount, p_text, spoken, title, whose
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
+#: Figures of which differences are drawn, and of how many methods at the most.
+DRAWN = (
+    "reid.worst_rank1",
+    "emotion.uar",
+    "attributes.mean_balanced_accuracy",
+    "attributes.mean_retention",
+    "geometry.nme_facemesh",
+    "quality.ssim_face",
+    "distance.cosine",
+)
+MOST_SHEETS = 4
 HEAD = ("A", "B", "A's", "B's", "A − B", "CI", "p", "p_Holm", "effect", "better")
 
 
@@ -140,8 +153,37 @@ def latex(comparison: Comparison) -> str:
     return "\n".join(out)
 
 
+def drawings(comparison: Comparison) -> list[tuple[str, list[Compared], str]]:
+    """What is drawn: (name, figures, reference).  One sheet against the reference, else one per method, the others against it."""
+    names = [comparison.reference] if comparison.reference else [c.name for c in comparison.contestants]
+    if len(names) > MOST_SHEETS:
+        return []
+    out = []
+    for name in names:
+        metrics = []
+        for _, results in by_question(comparison):
+            r0 = results[0]
+            found = [d for r in results if name in (r.a, r.b) and r.ratio is None and (d := _against(r, name)) is not None]
+            if found and r0.metric in DRAWN:
+                metrics.append(Compared(heading(r0).rstrip(" ↑↓"), r0.unit, found, r0.higher_is_better))
+        if metrics:
+            out.append(("differences" if comparison.reference else f"differences-{slug(name)}", metrics, name))
+    return out
+
+
+def _against(r: Result, name: str) -> Difference | None:
+    """The result seen from the other method: it minus ``name``."""
+    turned = r.b != name
+    sign, label = (-1.0, r.b) if turned else (1.0, r.a)
+    better = {"": None, "a": "B" if turned else "A", "b": "A" if turned else "B"}[r.better]
+    if r.reason or r.difference is None:
+        return Difference(label, None, reason=r.reason)
+    lo, hi = (r.lo, r.hi) if not turned or r.lo is None or r.hi is None else (-r.hi, -r.lo)
+    return Difference(label, sign * r.difference, lo, hi, r.p_holm, better)  # type: ignore[arg-type]
+
+
 def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """comparison.{json,csv,parquet,md,tex} and comparison-wide.csv in ``folder``, each whole or not at all."""
+    """comparison.{json,csv,parquet,md,tex,html}, comparison-wide.csv and figures in ``folder``, each whole or not at all."""
     import io
 
     import pandas as pd
@@ -150,7 +192,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
     head, lines = wide(comparison)
-    return [
+    written = [
         write_atomically(folder / "comparison.json", json.dumps(comparison.record(), indent=1)),
         write_atomically(folder / "comparison.csv", csv_long(table)),
         write_atomically(folder / "comparison-wide.csv", csv_long(pd.DataFrame(lines, columns=head))),
@@ -158,10 +200,27 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
         write_atomically(folder / "comparison.md", markdown(comparison)),
         write_atomically(folder / "comparison.tex", latex(comparison)),
     ]
+    from deidbench.report.figures import COLUMN, save
+    from deidbench.report.many import differences
+
+    pictures = []
+    for name, metrics, reference in drawings(comparison):
+        drawing = differences(metrics, reference, width=2 * COLUMN)
+        if not isinstance(drawing, str):
+            files = save(drawing, folder / "figures", name)
+            written += files
+            pictures.append((reference, drawing.caption, drawing.alt, files))
+    from deidbench.report.comparison_page import page
+
+    written.append(write_atomically(folder / "comparison.html", page(comparison, pictures)))
+    return written
 
 
-def show(comparison: Comparison, console: Console, *, most: int = 12) -> None:
-    """Verdicts on the terminal, grouped by figure; a long group shows what is significant first."""
+def show(comparison: Comparison, console: Console, *, whole: bool = False, most: int = 12) -> None:
+    """Verdicts on the terminal, grouped by figure; a long group shows what is significant first.
+
+    whole: also those of which there are several (an attacker and recogniser each); they are counted otherwise.
+    """
     from rich.text import Text
 
     def say(text: str, style: str = "") -> None:
@@ -169,7 +228,13 @@ def show(comparison: Comparison, console: Console, *, most: int = 12) -> None:
 
     for d in comparison.forced:
         say(f"! compared although {d}", "yellow")
-    for _, results in by_question(comparison):
+    groups = by_question(comparison)
+    variants = Counter(q.metric for q, _ in groups)
+    folded: dict[str, list[Result]] = {}
+    for q, results in groups:
+        if variants[q.metric] > 1 and not whole:
+            folded.setdefault(q.metric, []).extend(results)
+            continue
         say(heading(results[0]), "bold")
         ordered = sorted(results, key=lambda r: (not r.better, bool(r.reason)))
         for r in ordered[:most]:
@@ -178,6 +243,12 @@ def show(comparison: Comparison, console: Console, *, most: int = 12) -> None:
         if len(ordered) > most:
             left = len(ordered) - most
             say(f"  ... and {left} more pair{'s' * (left != 1)} (--out FOLDER writes all)", "dim")
+    for metric, results in folded.items():
+        shown = sum(bool(r.better) for r in results)
+        say(
+            f"{title(metric)}: {variants[metric]} variants, {shown} of {len(results)} pairs differ (--metric {metric} shows them)",
+            "dim",
+        )
     for r in comparison.remarks:
         if not r.startswith("compared although"):
             say(f"note: {r}", "dim")
