@@ -233,6 +233,23 @@ def test_differences_that_cannot_be_told():
         iv.difference_interval([1.0], [1.0], [1.0, 0.0], [1.0, 1.0])
 
 
+def test_the_largest_of_one_is_that_one_and_of_many_is_not_the_luckiest():
+    rng = np.random.default_rng(6)
+    trials = np.full(80, 5.0)
+    hits = rng.binomial(5, 0.2, (80, 6)).astype(float)
+    np.testing.assert_allclose(iv.largest_interval(hits[:, :1], trials)[:2], iv.rate_interval(hits[:, 0], trials)[:2])
+    best = int(hits.sum(0).argmax())
+    alone, found = iv.rate_interval(hits[:, best], trials), iv.largest_interval(hits, trials)
+    assert found.lo < alone.lo
+    assert found.hi == pytest.approx(alone.hi, abs=0.01)
+    none = iv.largest_interval(np.zeros((80, 3)), trials)
+    assert none[:2] == (0.0, iv.zero_events_bound(80, 0.95))
+    assert iv.largest_interval(np.full((80, 3), 0.2), trials).reason == iv.NO_VARIANCE
+    assert "one person" in iv.largest_interval([[1.0, 2.0]], [5.0]).reason
+    with pytest.raises(ValueError, match="attackers"):
+        iv.largest_interval(np.ones(80), trials)
+
+
 def test_false_match_interval_at_its_ends():
     a, b = (x.astype(np.intp) for x in np.triu_indices(10, 1))
     none, every = np.zeros(len(a), bool), np.ones(len(a), bool)

@@ -317,6 +317,30 @@ def _wilson(num: npt.NDArray[np.float64], den: npt.NDArray[np.float64], level: f
     return wilson.score_bounds(float(num.sum() / den.sum()), wilson.clustered_size(num, den), critical)
 
 
+def largest_interval(numerators: npt.ArrayLike, denominator: npt.ArrayLike, level: float = 0.95, *, what: str = "") -> Interval:
+    """Interval of the largest of several true rates on the same trials, as of the worst case over attackers.
+
+    numerators: (P, k) events per person and attacker.  denominator: (P,) trials.
+    The largest rate seen is likely to be one that had luck, so it lies too high, and so do its bootstrap replicates: of six
+    attackers who are equally good, their percentile interval holds the common rate about every second time
+    (tests/test_stats_coverage.py).  So the lower end is the largest of lower ends that hold together (Bonferroni, one k-th
+    of the error each); the upper end is the largest of plain upper ends, as that of the truly worst attacker is among them.
+    """
+    _check_level(level)
+    events, trials = np.asarray(numerators, np.float64), np.asarray(denominator, np.float64)
+    if events.ndim != 2 or not events.shape[1] or len(events) != len(trials):
+        raise ValueError(f"events of shape {events.shape} are not (persons, attackers) for {len(trials)} persons")
+    k = events.shape[1]
+    plain, strict = ([rate_interval(x, trials, level=y) for x in events.T] for y in (level, 1 - (1 - level) / k))
+    if all(one.lo is None for one in plain):
+        return plain[0]
+    # A rate without variance between persons is as good as known.
+    rates = [float(x.sum() / trials.sum()) for x in events.T]
+    lo = max(rate if one.lo is None else one.lo for one, rate in zip(strict, rates, strict=True))
+    hi = max(rate if one.hi is None else one.hi for one, rate in zip(plain, rates, strict=True))
+    return Interval(lo, hi, level, _said(f"Wilson scores of {k}, lower end for the largest of them (Bonferroni)", what))
+
+
 def difference_interval(
     numerator_a: npt.ArrayLike,
     denominator_a: npt.ArrayLike,
@@ -380,6 +404,10 @@ def false_match_interval(
 
     accepted: (m,), whether each impostor pair was accepted.  person_a, person_b: (m,) integers in [0, persons), never equal.
     No false match, or nothing else: a one-sided bound over persons.
+
+    The authors read their variance with a normal quantile.  The t quantile of as many degrees of freedom as persons stand
+    behind the variance is wider where a few persons make most of the false matches: with 40 persons and such wolves, 95 %
+    intervals covered 88 % with the former and 94 % with the latter (tests/test_stats_coverage.py).
     """
     _check_level(level)
     code, cells = person_a * persons + person_b, persons * persons
@@ -396,8 +424,8 @@ def false_match_interval(
         return Interval.none(level, "two persons: nothing is known about the spread between pairs of persons")
     if not wilson.pair_rate_variance(events, trials) > 0:
         return Interval.none(level, NO_VARIANCE)
-    size, critical = wilson.pair_size(events, trials), wilson.critical_value(level, known)
-    bounds = wilson.score_bounds(float(events.sum() / trials.sum()), size, critical)
+    critical = wilson.critical_value(level, wilson.supporting(wilson.pair_residuals(events, trials).sum(1)))
+    bounds = wilson.score_bounds(float(events.sum() / trials.sum()), wilson.pair_size(events, trials), critical)
     return Interval(*bounds, level, _said("Wilson score, pairs that share persons", what))
 
 

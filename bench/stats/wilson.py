@@ -44,7 +44,7 @@ def score_bounds(rate: float, size: float, critical: float) -> Bounds:
 
 
 def critical_value(level: float, persons: float) -> float:
-    """Two-sided t quantile with persons - 1 degrees of freedom, at least one: v is estimated from so many persons."""
+    """Two-sided t quantile with persons - 1 degrees of freedom, at least one: the variance is estimated from so many."""
     from scipy.special import stdtrit
 
     return float(stdtrit(max(1.0, persons - 1), (1 + level) / 2))
