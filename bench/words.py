@@ -13,6 +13,29 @@ _TITLES: dict[str, str] = {}
 #: Units that a number carries no sign of.
 _BARE = ("", "ratio", "index", "kappa", "ssim", "distance", "probability", "correlation", "1", "score")
 NAMES = ("reid.worst_rank1", "reid.rank1")
+#: For the head of a panel or a link.
+_SHORT = {
+    "reid.worst_rank1": "Rank-1, worst case",
+    "reid.rank1": "Rank-1",
+    "reid.eer": "EER",
+    "reid.d_sys": "D_sys",
+    "distance.cosine": "Distance",
+    "distance.beyond": "Beyond threshold",
+    "soft.mean_balanced_accuracy": "Traits read",
+    "emotion.uar": "Expression, UAR",
+    "emotion.mean_delta_p": "Expression, |Δp|",
+    "attributes.mean_balanced_accuracy": "Attributes, bal. acc.",
+    "attributes.mean_retention": "Attributes kept",
+    "geometry.detected_dlib": "Faces found, dlib",
+    "geometry.nme_facemesh": "Landmarks, NME",
+    "quality.ssim_face": "SSIM",
+    "throughput.faces_per_s": "Speed",
+}
+
+
+def short(metric: str, *whose: str) -> str:
+    """A figure in two or three words, with what tells it from its like."""
+    return ", ".join([_SHORT.get(metric, title(metric)), *(w for w in whose if w)])
 
 
 def title(metric: str) -> str:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from deidbench.compare import Comparison, Question, Result
 from deidbench.report.many import Compared, Difference
 from deidbench.report.tables import csv_long, md, tex, to_console
-from deidbench.report.view import number, plain, slug, unit_sign, write_atomically
-from deidbench.words import amount, p_text, spoken, title, whose
+from deidbench.report.view import listing, number, plain, slug, unit_sign, write_atomically
+from deidbench.words import amount, p_text, short, spoken, title, whose
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -159,13 +159,15 @@ def drawings(comparison: Comparison) -> list[tuple[str, list[Compared], str]]:
     if len(names) > MOST_SHEETS:
         return []
     out = []
+    variants = Counter(q.metric for q, _ in by_question(comparison))
     for name in names:
         metrics = []
         for _, results in by_question(comparison):
             r0 = results[0]
             found = [d for r in results if name in (r.a, r.b) and r.ratio is None and (d := _against(r, name)) is not None]
             if found and r0.metric in DRAWN:
-                metrics.append(Compared(heading(r0).rstrip(" ↑↓"), r0.unit, found, r0.higher_is_better))
+                who = r0.recognizer if variants[r0.metric] > 1 else ""
+                metrics.append(Compared(short(r0.metric, who, r0.label), r0.unit, found, r0.higher_is_better))
         if metrics:
             out.append(("differences" if comparison.reference else f"differences-{slug(name)}", metrics, name))
     return out
@@ -200,16 +202,20 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
         write_atomically(folder / "comparison.md", markdown(comparison)),
         write_atomically(folder / "comparison.tex", latex(comparison)),
     ]
-    from deidbench.report.figures import COLUMN, save
+    from deidbench.report.figures import COLUMN, save, style
     from deidbench.report.many import differences
 
     pictures = []
     for name, metrics, reference in drawings(comparison):
-        drawing = differences(metrics, reference, width=2 * COLUMN)
-        if not isinstance(drawing, str):
-            files = save(drawing, folder / "figures", name)
+        for width, end in ((COLUMN, ""), (2 * COLUMN, "-wide")):
+            with style():
+                drawing = differences(metrics, reference, width=width)
+                if isinstance(drawing, str):
+                    continue
+                files = save(drawing, folder / "figures", name + end)
             written += files
-            pictures.append((reference, drawing.caption, drawing.alt, files))
+            if end:
+                pictures.append((reference, drawing.caption, drawing.alt, files))
     from deidbench.report.comparison_page import page
 
     written.append(write_atomically(folder / "comparison.html", page(comparison, pictures)))
@@ -229,6 +235,7 @@ def show(comparison: Comparison, console: Console, *, whole: bool = False, most:
     for d in comparison.forced:
         say(f"! compared although {d}", "yellow")
     groups = by_question(comparison)
+    many = len(comparison.contestants) > 3 and not comparison.reference
     variants = Counter(q.metric for q, _ in groups)
     folded: dict[str, list[Result]] = {}
     for q, results in groups:
@@ -236,6 +243,12 @@ def show(comparison: Comparison, console: Console, *, whole: bool = False, most:
             folded.setdefault(q.metric, []).extend(results)
             continue
         say(heading(results[0]), "bold")
+        if many and not whole:
+            best = unbeaten(results, [c.name for c in comparison.contestants])
+            differ = sum(bool(r.better) for r in results)
+            said = f"no other is shown to be better than {listing(best, 4)}" if best else "no difference is shown"
+            say(f"  {said}; {differ} of {len(results)} pairs differ (--metric {results[0].metric} shows them)")
+            continue
         ordered = sorted(results, key=lambda r: (not r.better, bool(r.reason)))
         for r in ordered[:most]:
             sign = "=" if r.identical else "?" if r.reason else "●" if r.better else "○"
@@ -252,6 +265,13 @@ def show(comparison: Comparison, console: Console, *, whole: bool = False, most:
     for r in comparison.remarks:
         if not r.startswith("compared although"):
             say(f"note: {r}", "dim")
+
+
+def unbeaten(results: Sequence[Result], names: Sequence[str]) -> list[str]:
+    """Methods than which no other is shown to be better; empty where no pair differs."""
+    losers = {r.b if r.better == "a" else r.a for r in results if r.better}
+    there = {n for r in results if not r.reason for n in (r.a, r.b)}
+    return [n for n in names if n in there - losers] if losers else []
 
 
 def matrix(results: Sequence[Result], names: Sequence[str]) -> list[list[str]]:

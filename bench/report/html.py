@@ -66,7 +66,7 @@ class _Picture:
     wide: str
 
 
-def _uri(path: Path) -> str:
+def uri(path: Path) -> str:
     kind = {".svg": "image/svg+xml", ".png": "image/png"}[path.suffix]
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
@@ -77,7 +77,7 @@ def _picture(saved: Saved) -> _Picture:
     kind = next(k for k in kinds if any(p.suffix == k for p in saved.wide))
     narrow = next(p for p in saved.narrow if p.suffix == kind)
     wide = next(p for p in saved.wide if p.suffix == kind)
-    return _Picture(saved, _uri(narrow), _uri(wide))
+    return _Picture(saved, uri(narrow), uri(wide))
 
 
 def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
@@ -362,16 +362,8 @@ def _downloads(folder: Path, files: Sequence[Path]) -> list[tuple[str, str, str]
     return out
 
 
-def page(
-    view: View,
-    figures: Sequence[Saved],
-    files: Sequence[Path],
-    drawn: bool = True,
-    hidden: str = "",
-    mark: Callable[[Table], Table] = lambda table: table,
-) -> str:
-    """The whole page.  figures: as :func:`deidbench.report.figures.draw_all` returned them; files: for the downloads;
-    hidden: why pictures of faces are left out; mark: marks the best of each column (:mod:`deidbench.report.standing`)."""
+def render(template: str, **values: Any) -> str:
+    """A page out of a template of this folder, with the script that sorts and filters and its hash for the policy."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -382,13 +374,25 @@ def page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+    return environment.get_template(template).render(script=Markup(_SCRIPT), script_hash=Markup(f"sha256-{digest}"), **values)
+
+
+def page(
+    view: View,
+    figures: Sequence[Saved],
+    files: Sequence[Path],
+    drawn: bool = True,
+    hidden: str = "",
+    mark: Callable[[Table], Table] = lambda table: table,
+) -> str:
+    """The whole page.  figures: as :func:`deidbench.report.figures.draw_all` returned them; files: for the downloads;
+    hidden: why pictures of faces are left out; mark: marks the best of each column (:mod:`deidbench.report.standing`)."""
     data, suite, machine, git = view.entry("dataset"), view.entry("suite"), dict(view.entry("environment")), {}
     if isinstance(machine.get("git"), Mapping):
         git = dict(machine.pop("git"))
     packages = machine.pop("packages", {})
     timings = view.entry("timings")
-    script = Markup(_SCRIPT)
-    digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     parts = []
     for dataset in view.datasets:
         parts.append(
@@ -407,7 +411,8 @@ def page(
     finished = plain(view.record.get("finished", ""))
     version = plain(view.record.get("deidbench", ""))
     commit = plain(git.get("commit", ""))
-    return environment.get_template("report.html.j2").render(
+    return render(
+        "report.html.j2",
         title=title,
         dataset_title=plain(data.get("title") or data.get("name") or view.datasets[0]),
         n_images=data.get("n_images"),
@@ -455,8 +460,6 @@ def page(
         cited=_cited(view),
         cite=_how_to_cite(view, version, commit, bool(git.get("dirty"))),
         downloads=_downloads(view.run.folder, files),
-        script=script,
-        script_hash=f"sha256-{digest}",
     )
 
 
