@@ -6,15 +6,14 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from deidbench import __version__
-from deidbench.cli_verdicts import compare, gate
+from deidbench.cli_verdicts import compare, gate, history
 from deidbench.errors import DeidbenchError, ExitCode, InputError
 from deidbench.progress import console
-
 
 EXIT_CODES = """\b
 Exit codes
@@ -500,7 +499,7 @@ def doctor(as_json: bool) -> None:
     sys.exit(ExitCode.OK if findings["healthy"] else ExitCode.NEGATIVE)
 
 
-for _command in (compare, gate):
+for _command in (compare, gate, history):
     cli.add_command(_command)
 
 

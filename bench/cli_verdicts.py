@@ -8,8 +8,6 @@ from pathlib import Path
 
 import click
 
-from deidbench.errors import ExitCode
-
 RUNS = click.Path(path_type=Path)
 
 
@@ -141,6 +139,41 @@ def gate(
     sys.exit(found.exit_code)
 
 
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=RUNS, metavar="RUN [RUN ...]")
+@click.option("--method", required=True, help="The method (its label in the runs).")
+@click.option(
+    "--margins", type=click.Path(path_type=Path), help="TOML file of the guarded figures.  [default: the bundled one]"
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Write figure and table into this folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print the lines as JSON.")
+def history(runs: Sequence[Path], method: str, margins: Path | None, out: Path | None, as_json: bool) -> None:
+    """How did a method fare from run to run?
+
+    The guarded figures of several runs, oldest first, with their intervals and the margin around the first one.
+
+    \b
+    deidbench history results/2026-* --method ganonymization --out history
+    """
+    import json
+
+    from deidbench.compare import load
+    from deidbench.gate import load_margins
+    from deidbench.history import guarded, lines, ordered
+    from deidbench.progress import console
+    from deidbench.report.history import show, write
+
+    loaded = ordered(load(runs))
+    margin_of = guarded(loaded, method, load_margins(margins))
+    found = lines(loaded, method, list(margin_of))
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        show(found, console())
+    if out is not None:
+        _written(write(loaded, found, margin_of, method, out), quiet=as_json)
+
+
 def _written(paths: Sequence[Path], *, quiet: bool) -> None:
     page = next((p for p in paths if p.suffix == ".html"), None)
     if paths:
@@ -148,4 +181,4 @@ def _written(paths: Sequence[Path], *, quiet: bool) -> None:
         click.echo(said, err=quiet)
 
 
-__all__ = ["ExitCode", "compare", "gate"]
+__all__ = ["compare", "gate", "history"]

@@ -226,7 +226,8 @@ class Scored:
             return {}
         out: dict[str, dict[str, str]] = {}
         for method, part in self.run.images.groupby("method"):
-            out[str(method)] = dict(zip(part["id"].astype(str), part["output_sha256"].fillna("").astype(str), strict=True))
+            hashes = part["output_sha256"].fillna("")
+            out[str(method)] = {str(i): str(h) for i, h in zip(part["id"].tolist(), hashes.tolist(), strict=True)}
         return out
 
     def protocol(self, name: str, default: Any) -> Any:

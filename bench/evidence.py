@@ -61,7 +61,9 @@ def to_parquet(rows: Sequence[Row]) -> bytes:
         }
     )
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", use_dictionary=["form", "columns.list.element"])
+    pq.write_table(  # type: ignore[no-untyped-call]
+        table, buffer, compression="zstd", use_dictionary=["form", "columns.list.element"]
+    )
     return buffer.getvalue()
 
 
@@ -71,13 +73,11 @@ def read(folder: Path, rows: int) -> dict[int, Evidence]:
     rows: how many lines that has.  Raises MissingError where the run has no evidence (one of an older version), InputError,
     naming the file, where it is damaged.
     """
-    import pyarrow.parquet as pq
-
     path = folder / FILE
     if not path.is_file():
         raise MissingError(f"{path} is missing: figures of this run cannot be compared", REMEDY)
     try:
-        table = pq.read_table(path).to_pydict() if path.stat().st_size < 1 << 20 else _columns(path)
+        table = _columns(path)
         out: dict[int, Evidence] = {}
         for i, form in enumerate(table["form"]):
             if form not in (*FORMS, DISTRIBUTION, REPEATS):
@@ -105,7 +105,7 @@ def _columns(path: Path) -> dict[str, Any]:
     """The same as lists of arrays: Python floats would take ten times the memory."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path)
+    table = pq.read_table(path)  # type: ignore[no-untyped-call]
     out: dict[str, Any] = {}
     for name in table.column_names:
         column = table.column(name).combine_chunks()

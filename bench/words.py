@@ -78,6 +78,8 @@ def amount(value: float, unit: str, *, signed: bool = False) -> str:
 
 def unit_word(unit: str) -> str:
     """What follows an amount: " points", " dB", or nothing."""
+    if unit == "fraction of the eye distance":
+        return " eye distances"
     return " points" if unit == "rate" else "" if unit in _BARE else f" {unit}"
 
 

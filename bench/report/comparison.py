@@ -167,7 +167,8 @@ def drawings(comparison: Comparison) -> list[tuple[str, list[Compared], str]]:
             found = [d for r in results if name in (r.a, r.b) and r.ratio is None and (d := _against(r, name)) is not None]
             if found and r0.metric in DRAWN:
                 who = r0.recognizer if variants[r0.metric] > 1 else ""
-                metrics.append(Compared(short(r0.metric, who, r0.label), r0.unit, found, r0.higher_is_better))
+                unit = r0.unit if len(r0.unit) < 10 else ""
+                metrics.append(Compared(short(r0.metric, who, r0.label), unit, found, r0.higher_is_better))
         if metrics:
             out.append(("differences" if comparison.reference else f"differences-{slug(name)}", metrics, name))
     return out
@@ -262,9 +263,9 @@ def show(comparison: Comparison, console: Console, *, whole: bool = False, most:
             f"{title(metric)}: {variants[metric]} variants, {shown} of {len(results)} pairs differ (--metric {metric} shows them)",
             "dim",
         )
-    for r in comparison.remarks:
-        if not r.startswith("compared although"):
-            say(f"note: {r}", "dim")
+    for remark in comparison.remarks:
+        if not remark.startswith("compared although"):
+            say(f"note: {remark}", "dim")
 
 
 def unbeaten(results: Sequence[Result], names: Sequence[str]) -> list[str]:

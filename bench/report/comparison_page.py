@@ -71,14 +71,14 @@ def _findings(comparison: Comparison, single: Sequence[Question]) -> list[str]:
     if len(comparison.contestants) <= 3:
         first = [r for r in results if r.better or r.identical] or results
         return [f"{r.verdict[0].upper()}{r.verdict[1:]}." for r in first[:_FINDINGS]]
-    from deidbench.report.comparison import heading, unbeaten
+    from deidbench.report.comparison import unbeaten
+    from deidbench.words import short
 
     out = []
     for q in single:
         mine = [r for r in results if r.question == q]
-        if first := unbeaten(mine, [c.name for c in comparison.contestants]):
-            said = "no other is shown to be better than it" if len(first) == 1 else "no other is shown to be better than these"
-            out.append(f"{heading(mine[0]).rstrip(' ↑↓')}: {listing(first, 4)} ({said}).")
+        if best := unbeaten(mine, [c.name for c in comparison.contestants]):
+            out.append(f"{short(q.metric)}: no other is shown to be better than {listing(best, 5)}.")
     return out[:_FINDINGS]
 
 

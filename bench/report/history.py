@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import numpy as np
 from deidbench.records import Row, Run
 from deidbench.report.figures import COLOURS, COLUMN, GREY, INK, Drawing, _figure, _percent_axis
 from deidbench.report.measure import fitted, inches
-from deidbench.report.view import Key, View, arrow, counted, listing, number, plain, shorten, unit_sign
+from deidbench.report.view import WORST, Key, View, arrow, counted, listing, number, plain, shorten, unit_sign
 
 _BEYOND = COLOURS[1]
 
@@ -182,3 +184,48 @@ def _panel(
 
 def _worse(value: float, start: float, better: bool | None) -> bool:
     return value < start if better is True else value > start if better is False else True
+
+
+def show(found: Sequence[Mapping[str, Any]], console: Any) -> None:
+    """A line per run under each figure."""
+    from rich.text import Text
+
+    from deidbench.compare import Question
+    from deidbench.report.tables import to_console
+    from deidbench.words import title
+
+    for q in dict.fromkeys(Question(*(str(line[f]) for f in Question._fields)) for line in found):
+        more = [x for x in (q.attacker, q.recognizer, q.label) if x]
+        console.print(
+            Text(to_console(plain(title(q.metric) + (f", {', '.join(more)}" if more else "")), console.encoding), style="bold")
+        )
+        for line in found:
+            if all(line[f] == getattr(q, f) for f in Question._fields):
+                value = "–" if line["value"] is None else f"{line['value']:.4f}"
+                ends = "" if line["lo"] is None or line["hi"] is None else f" [{line['lo']:.4f}, {line['hi']:.4f}]"
+                said = f"  {str(line['finished'])[:16]:<16}  {line['run']:<24}  {value}{ends}{'  ' + line['reason'] if line['reason'] else ''}"
+                console.print(Text(to_console(plain(said), console.encoding)))
+
+
+def write(
+    runs: Sequence[Run], found: Sequence[Mapping[str, Any]], margins: Mapping[Any, float], method: str, folder: Path
+) -> list[Path]:
+    """history.{csv,json} and the figure in its formats, in one column's width and in two."""
+    import pandas as pd
+
+    from deidbench.report.figures import save, style
+    from deidbench.report.tables import csv_long
+    from deidbench.report.view import write_atomically
+
+    written = [
+        write_atomically(folder / "history.json", json.dumps(list(found), indent=1)),
+        write_atomically(folder / "history.csv", csv_long(pd.DataFrame(list(found)))),
+    ]
+    asked: list[str | Key] = [q.metric if q.metric == WORST else Key(*q) for q in margins]
+    by_name = {q.metric: m for q, m in margins.items()}
+    for width, end in ((COLUMN, ""), (2 * COLUMN, "-wide")):
+        with style():
+            drawing = history(runs, asked, method, by_name, width=width)
+            if not isinstance(drawing, str):
+                written += save(drawing, folder, f"history{end}")
+    return written

@@ -76,8 +76,8 @@ class Standings:
         for (i, running, best), (start, end) in zip(plans, spans, strict=True):
             cells[best][i] = replace(cells[best][i], strong=True)
             others = [n for n in running if n != best]
-            for n, r in zip(others, adjusted(found[start:end]), strict=True):
-                cells[n][i] = _marked(cells[n][i], cells[best][i], r)
+            for n, result in zip(others, adjusted(found[start:end]), strict=True):
+                cells[n][i] = _marked(cells[n][i], cells[best][i], result)
         if not plans:
             return table
         lines = tuple(Line(line.method, line.marks, tuple(c)) for line, c in zip(table.lines, cells, strict=True))
