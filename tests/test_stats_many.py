@@ -88,9 +88,14 @@ def test_p_is_that_of_all_orders_of_a_small_table(tied):
     assert "1200 random" in drawn.method and drawn.p == pytest.approx(found.p, abs=4 * np.sqrt(found.p / 1200))
 
 
+def test_complete_agreement_beyond_enumeration_has_the_smallest_p_there_is():
+    found = friedman(np.arange(9)[:, None] + np.arange(5) / 10, list("abcde"), higher_is_better=True, permutations=200)
+    assert found.p == 1 / 201 and found.f is None
+
+
 def test_p_depends_on_seed_and_names_only():
     rng = np.random.default_rng(0)
-    x, sets = rng.normal(0, 1, (9, 4)), [f"set{i}" for i in range(9)]
+    x, sets = rng.integers(0, 4, (9, 4)), [f"set{i}" for i in range(9)]  # with ties: data sets have different ranks to shuffle
     found = friedman(x, list("abcd"), sets, higher_is_better=True)
     order, turn = rng.permutation(9), [2, 0, 3, 1]
     again = friedman(x[order][:, turn], [*"cadb"], [sets[i] for i in order], higher_is_better=True)

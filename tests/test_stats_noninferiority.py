@@ -89,6 +89,7 @@ def test_persons_needed_go_with_the_square_of_the_half_width():
     assert noninferiority(0.0, -0.02, 0.02, 0.02, persons=100).persons_needed == 101
     # a skewed interval: only the side that is in question counts
     assert noninferiority(0.0, -0.5, 0.03, 0.02, persons=100).persons_needed == 226
+    assert noninferiority(0.03, 0.0, 0.5, 0.02, persons=100).persons_needed == 901
 
 
 def test_persons_needed_for_equivalence_are_those_of_the_worse_side():
@@ -96,6 +97,8 @@ def test_persons_needed_for_equivalence_are_those_of_the_worse_side():
     assert equivalence(0.01, -0.03, 0.05, 0.02, persons=100).persons_needed == 1601
     assert equivalence(0.0, -0.01, 0.03, 0.02, persons=100).persons_needed == 226
     assert equivalence(-0.03, -0.06, 0.0, 0.02, persons=100).persons_needed == 901
+    assert equivalence(-0.03, -0.5, 0.0, 0.02, persons=100).persons_needed == 901
+    assert equivalence(0.03, 0.0, 0.5, 0.02, persons=100).persons_needed == 901
     assert equivalence(0.02, -0.01, 0.05, 0.02, persons=100).persons_needed is None
 
 
@@ -116,6 +119,7 @@ def test_persons_needed_that_nobody_knows():
     assert persons_needed(100, -0.1, 0.1) is None
     assert persons_needed(100, 0.1, 0.0) is None
     assert persons_needed(0, 0.1, 0.1) is None
+    assert persons_needed(100, 0.1, 0.2) == 26  # more than there need be
     # the estimate outside of its own interval
     assert equivalence(0.0, -0.05, -0.01, 0.02, persons=100).outcome == Outcome.INCONCLUSIVE
     assert noninferiority(0.05, 0.06, 0.07, 0.08, persons=100).outcome == Outcome.PASS

@@ -94,8 +94,7 @@ def persons_needed(persons: int, half_width: float, distance: float) -> int | No
     if not distance > 0 or not half_width > 0 or persons < 1:
         return None
     ratio = (half_width / distance) ** 2
-    needed = math.floor(persons * ratio * (1 + 1e-12)) + 1
-    return max(needed, persons + 1)
+    return math.floor(persons * ratio * (1 + 1e-12)) + 1
 
 
 def _checked(
@@ -182,8 +181,7 @@ def equivalence(
     if persons is not None:
         if abs(d) < margin:  # both bounds have to come inside; one that is there already stays there
             ways = [(hi - d, margin - d)] * (hi >= margin) + [(d - lo, d + margin)] * (lo <= -margin)
-            each = [persons_needed(persons, *way) for way in ways]
-            needed = None if None in each else max((n for n in each if n is not None), default=None)
+            needed = max((n for way in ways if (n := persons_needed(persons, *way)) is not None), default=None)
         else:
             needed = persons_needed(persons, d - lo if d > 0 else hi - d, abs(d) - margin)
     said = f"the interval {lo:.4g} to {hi:.4g} is neither inside nor outside +-{margin:.4g}"

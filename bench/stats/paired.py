@@ -560,7 +560,7 @@ def _shift_interval(x: npt.NDArray[np.float64], level: float) -> tuple[float, In
         return shift, Interval.none(
             level, f"{n} persons: no distribution-free interval has more than {widest:.3g} % confidence"
         )
-    if not hi > lo:
+    if not hi - lo > _SAME * max(abs(lo), abs(hi)):
         return shift, Interval.none(level, "no variance between most persons")
     return shift, Interval(lo, hi, level, f"Walsh averages of {n} persons, distribution-free ({reached})")
 
