@@ -613,10 +613,11 @@ def _multiples(
     for g, ms in panels:
         names = [m.setting if g in view.sweeps else shorten(m.label, 18 if pw > 1.4 else 14) for m in ms]
         keys.append((names, key_columns(ms, names)))
-    header = 0.2 + 0.125 * max(-(-len(names) // n) for names, n in keys)
+    # Each line of panels is as high as its own keys need.
+    heads = [0.18 + 0.115 * max(-(-len(names) // n) for names, n in keys[i * ncols : (i + 1) * ncols]) for i in range(nrows)]
     controls = [m for m in view.methods if m.control and m.label in lines]
     below = 0.34 + (0.19 if controls else 0.0)
-    height = nrows * (ph + header) + (nrows - 1) * 0.14 + below + 0.04
+    height = sum(heads) + nrows * ph + (nrows - 1) * 0.14 + below + 0.04
     figure = _figure(width if len(panels) > 1 else left + pw + right, height)
     w = float(figure.get_size_inches()[0])
     control_styles = {m.label: (INK if i == 0 else GREY, DASHES[1 + i % 5]) for i, m in enumerate(controls)}
@@ -631,7 +632,7 @@ def _multiples(
     for i, (g, ms) in enumerate(panels):
         row, col = divmod(i, ncols)
         x0 = left + col * (pw + gap)
-        y0 = height - (row + 1) * (ph + header) - row * 0.14
+        y0 = height - sum(heads[: row + 1]) - (row + 1) * ph - row * 0.14
         ax = figure.add_axes((x0 / w, y0 / height, pw / w, ph / height))
         dress(ax)
         # Two collections instead of a line object per tick: small multiples spend most of their time on ticks.
@@ -656,7 +657,7 @@ def _multiples(
                 columnspacing=0.7, labelspacing=0.2, borderaxespad=0.15, borderpad=0,
             )  # fmt: skip
         ax.annotate(
-            shorten(g, 24), (0, ph * 72 + 1.5 + 8.6 * rows), xycoords="axes points", fontsize=7.5, va="bottom",
+            shorten(g, 24), (0, ph * 72 + 1.5 + 8.1 * rows), xycoords="axes points", fontsize=7.5, va="bottom",
             annotation_clip=False,
         )  # fmt: skip
         if col:
@@ -667,7 +668,7 @@ def _multiples(
     figure.text(centre, (below - 0.27) / height, xlabel, ha="center", va="center", fontsize=7.5)
     figure.text(
         0.04 / w,
-        (height - (height - below) / 2 - header / 2) / height,
+        (height - (height - below) / 2 - heads[0] / 2) / height,
         ylabel,
         rotation=90,
         va="center",
