@@ -7,8 +7,8 @@ size, a verdict in words.
 ===================================  ========================================  ======================================
 figure                               interval of the difference                test
 ===================================  ========================================  ======================================
-rate on the same images              paired person bootstrap                   person swap permutation (exact for few
-                                                                               persons); clustered McNemar beside it
+rate over images                     square-and-add of person-clustered        person swap permutation (exact for few
+                                     Wilson scores, correlation of persons     persons); clustered McNemar beside it
 mean (distance, |dp|, SSIM, NME)     paired person bootstrap                   Wilcoxon on person means, with the
                                                                                Hodges-Lehmann shift, rank-biserial r
 mean over classes, F1, kappa, worst  paired person bootstrap                   person swap permutation
@@ -552,9 +552,12 @@ def _unit(x: float) -> float:
 def difference_interval(a: Evidence, b: Evidence, replicates: npt.NDArray[np.float64], level: float, persons: int) -> Interval:
     """Interval of the paired difference of two figures.
 
-    replicates: (B,) of the difference, drawn with the same draws.  Two rates on the same trials that show no event (or nothing
-    but events) in either method bound each other: the difference lies within the one-sided bounds.
+    replicates: (B,) of the difference, drawn with the same draws.  Rates have a closed form that holds near 0 and 1 too
+    (:func:`deidbench.stats.intervals.difference_interval`).  Other figures made of events that show none (or nothing else) in
+    both methods bound each other: the difference lies within the one-sided bounds.
     """
+    if a.form == "rate":
+        return intervals.difference_interval(a.columns[:, 0], a.columns[:, 1], b.columns[:, 0], b.columns[:, 1], level)
     what = "paired person bootstrap"
     interval = intervals.percentile_interval(replicates, level, persons, what)
     if interval.lo is not None or persons < 2 or a.form not in RATES:

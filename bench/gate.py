@@ -370,10 +370,16 @@ class _Judge:
         return said(self._decide(x, y, sign, difference, persons, guard), persons)
 
     def _decide(self, x: Evidence, y: Evidence, sign: float, difference: float, persons: int, guard: Guard) -> Decision:
-        before, after = (e.draw(self._draws(e)) for e in (x, y))
-        n = min(len(before), len(after))
-        largest = 1.0 if x.form in RATES else None
-        found = one_sided_bounds(sign * (after[:n] - before[:n]), persons, self.table.alpha, largest=largest)
+        if x.form == "rate":
+            (p, of_p), (q, of_q) = (e.columns.T for e in ((y, x) if sign > 0 else (x, y)))
+            # Where nothing, or nothing else, was seen the bound is one-sided as it stands.
+            sides = 1 if {x.value(), y.value()} & {0.0, 1.0} or np.array_equal(x.columns, y.columns) else 2
+            found = intervals.difference_interval(p, of_p, q, of_q, 1 - sides * self.table.alpha)
+        else:
+            before, after = (e.draw(self._draws(e)) for e in (x, y))
+            n = min(len(before), len(after))
+            largest = 1.0 if x.form in RATES else None
+            found = one_sided_bounds(sign * (after[:n] - before[:n]), persons, self.table.alpha, largest=largest)
         rule = equivalence if guard.unchanged else noninferiority
         return rule(difference, found.lo, found.hi, guard.margin, persons=persons, reason=found.reason)
 

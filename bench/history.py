@@ -39,7 +39,7 @@ def lines(runs: Sequence[Run], method: str, questions: Sequence[Question]) -> li
     out = []
     for run in runs:
         entries = Scored(run).entries.get(method, {})
-        record = next((m for m in run.record.get("methods", []) if m["label"] == method), {})
+        record: dict[str, Any] = next((m for m in run.record.get("methods", []) if m["label"] == method), {})
         environment = run.record.get("environment", {})
         for q in questions:
             entry = entries.get(q)

@@ -37,10 +37,17 @@ class Figure(NamedTuple):
     persons: int
     rate: bool = True
     evidence: Evidence | None = None
+    minus: Evidence | None = None
 
     def interval(self, level: float) -> Interval:
         if np.isnan(self.value):
             return Interval.none(level, "no value")
+        if self.minus is not None and self.evidence is not None:
+            ours, theirs = self.evidence.columns.T, self.minus.columns.T
+            return intervals.difference_interval(ours[0], ours[1], theirs[0], theirs[1], level, what="classifier fixed")
+        if self.evidence is not None and self.evidence.form == "rate":
+            hits, trials = self.evidence.columns.T
+            return intervals.rate_interval(hits, trials, level=level, what="classifier fixed")
         if self.rate and self.persons >= 2:
             if self.value <= 1e-12:
                 return intervals.zero_events(self.persons, level)
@@ -50,8 +57,14 @@ class Figure(NamedTuple):
 
     def less(self, other: Figure) -> Figure:
         """The difference, paired: both were drawn with the same draws."""
+        rates = all(f.evidence is not None and f.evidence.form == "rate" for f in (self, other))
         return Figure(
-            self.value - other.value, self.replicates - other.replicates, min(self.persons, other.persons), rate=False
+            self.value - other.value,
+            self.replicates - other.replicates,
+            min(self.persons, other.persons),
+            False,
+            self.evidence if rates else None,
+            other.evidence if rates else None,
         )
 
 

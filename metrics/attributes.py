@@ -309,7 +309,13 @@ class _Study:
         at = (kind.key, i, level)
         if at not in self.kept:
             value, replicates = float(self.values[kind.key][i]), self.replicates[kind.key][i]
-            self.kept[at] = _interval(value, replicates, self.on(kind, i), level, kind.rate)
+            form, names = _MADE_OF[kind.key]
+            if form == "macro" and len(names) == 2:  # events over trials of one kind of image
+                made_of = self.evidence(kind, [i], self.on(kind, i))
+                events, trials = made_of.columns.T
+                self.kept[at] = intervals.rate_interval(events, trials, level=level, what="classifier fixed")
+            else:
+                self.kept[at] = _interval(value, replicates, self.on(kind, i), level, kind.rate)
         return self.kept[at]
 
     def evidence(self, kind: _Kind, which: Sequence[int], persons: int) -> Evidence:

@@ -183,7 +183,7 @@ class _Scorer:
         interval = figure.interval(self.protocol.confidence)
         return replace(
             row,
-            evidence=figure.evidence,
+            evidence=figure.evidence if figure.minus is None else None,
             value=figure.value,
             lo=interval.lo,
             hi=interval.hi,

@@ -444,8 +444,8 @@ def _score(given: Sequence[tuple[Table, Table]], recognizers: Sequence[str], pro
             )
             interval = _interval(counts[attacker][i].value, found[attacker][i], smallest[i], protocol.confidence)
             found_out = counts[attacker][i]
-            kept = Evidence.sums("macro", found_out.hits, found_out.images, persons=smallest[i])
-            rows.append(_put(row, found_out.value, interval, kept))
+            made_of = Evidence.sums("macro", found_out.hits, found_out.images, persons=smallest[i])
+            rows.append(_put(row, found_out.value, interval, made_of))
 
         good = [i for i in range(len(usable)) if readable[i]]
         labelled = np.any([usable[i].code >= 0 for i in good], axis=0) if good else np.zeros(anonymised.n, np.bool_)
@@ -472,8 +472,8 @@ def _score(given: Sequence[tuple[Table, Table]], recognizers: Sequence[str], pro
         replicates = np.mean([found[attacker][i] for i in good], axis=0)
         interval = _interval(value, replicates, row.n_persons, protocol.confidence)
         # a mean of means over different numbers of classes: no form of its own
-        kept = Evidence.distribution(replicates[: protocol.curve_replicates], row.n_persons)
-        rows.append(_put(row, value, interval, kept))
+        made_of = Evidence.distribution(replicates[: protocol.curve_replicates], row.n_persons)
+        rows.append(_put(row, value, interval, made_of))
     return rows
 
 

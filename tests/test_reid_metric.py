@@ -251,7 +251,7 @@ def test_figures_equal_loops_and_scikit_learn():
     assert row.chance == row.realised_fmr
     assert find(got, "fnmr@fmr=0.1").value == pytest.approx(1 - row.value)
     assert find(got, "fmr@fmr=0.1").value == row.realised_fmr
-    assert "double-or-nothing" in find(got, "fmr@fmr=0.1").ci_method
+    assert "pairs that share persons" in find(got, "fmr@fmr=0.1").ci_method
 
 
 def test_threshold_does_not_move_with_the_anonymised_images():
@@ -314,7 +314,7 @@ def test_floors_of_the_protocol_are_used():
     assert not find(score(table({"r": faces(2, 1)}), protocol=strict), "rank1").trusted
 
 
-def test_the_maximum_itself_is_bootstrapped():
+def test_the_worst_case_has_an_interval_of_its_own():
     clear = table({k: faces(0.1, i) for i, k in enumerate("abc")})
     anonymised = table({k: faces(3, i + 10) for i, k in enumerate("abc")})
     got = score(anonymised, clear)
@@ -325,9 +325,9 @@ def test_the_maximum_itself_is_bootstrapped():
     best = max(singles, key=lambda r: r.value).recognizer
     assert f"attained by ignorant with {best}" in row.note
     assert "taking the largest of 3 adds about" in row.note
-    # The maximum of a replicate is never below any of its members.
-    assert row.lo >= max(r.lo for r in singles)
-    assert row.hi >= max(r.hi for r in singles)
+    # The largest seen had luck: its lower end is the largest of those that hold together, its upper end that of the single rates.
+    assert min(r.lo for r in singles) < row.lo < max(r.lo for r in singles)
+    assert row.hi == max(r.hi for r in singles)
 
 
 # --- determinism
@@ -376,7 +376,7 @@ def test_batch_noise_does_not_reach_the_figures():
 
 def test_the_seed_is_used():
     a = table({"r": faces(3, 1)})
-    x, y = (find(score(a, protocol=dataclasses.replace(QUICK, seed=seed)), "rank1") for seed in (0, 1))
+    x, y = (find(score(a, protocol=dataclasses.replace(QUICK, seed=seed)), "eer") for seed in (0, 1))
     assert x.value == y.value
     assert (x.lo, x.hi) != (y.lo, y.hi)
 

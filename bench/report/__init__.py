@@ -93,7 +93,11 @@ def write_report(
         from deidbench.report.html import page
 
         say("report.html")
-        written.append(write_atomically(folder / "report.html", page(view, drawn, written, drawn=figures, hidden=hidden, mark=standings.mark)))
+        written.append(
+            write_atomically(
+                folder / "report.html", page(view, drawn, written, drawn=figures, hidden=hidden, mark=standings.mark)
+            )
+        )
     return written
 
 

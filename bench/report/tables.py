@@ -614,7 +614,9 @@ def csv_wide(tables: Sequence[Table]) -> str:
                     repr(v) if v is not None else "" for v in ((row.value, row.lo, row.hi) if row else (None, None, None))
                 ]
                 if standing:
-                    values.append("" if cell is None else "best" if cell.strong else "not shown to be worse" if cell.tied else "")
+                    values.append(
+                        "" if cell is None else "best" if cell.strong else "not shown to be worse" if cell.tied else ""
+                    )
                 if name == WORST:
                     known = row is not None and row.value is not None
                     values.append(guard("; ".join(" with ".join(p) for p in attained(row))) if row and known else "")

@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deidbench.stats.intervals import Interval, all_events, percentile_interval, ratio_replicates, zero_events
+from deidbench.stats.intervals import (
+    Interval,
+    all_events,
+    largest_interval,
+    percentile_interval,
+    rate_interval,
+    ratio_replicates,
+    zero_events,
+)
 
 Values = npt.NDArray[np.float64]
 Form = Callable[[Values], Values]
@@ -182,7 +190,11 @@ def replicates(form: str, columns: Values, draws: npt.NDArray[np.uint8]) -> Valu
 
 
 def interval(evidence: Evidence, draws: npt.NDArray[np.uint8], level: float, what: str = "person bootstrap") -> Interval:
-    """The interval of the figure from its evidence."""
+    """The interval of the figure from its evidence.  what: said of the method."""
+    if evidence.form == "rate":
+        return rate_interval(evidence.columns[:, 0], evidence.columns[:, 1], level=level)
+    if evidence.form == "largest":
+        return largest_interval(evidence.columns[:, :-1], evidence.columns[:, -1], level)
     value = evidence.value()
     if evidence.form in RATES and evidence.persons >= 2:
         if value <= 1e-12:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from deidbench.stats.intervals import Interval, all_events, percentile_interval, ratio_replicates, zero_events
+from deidbench.stats.intervals import Interval, percentile_interval, rate_interval, ratio_replicates
 from deidbench.stats.multiplicity import holm as holm  # was here once, and callers know it under this name
 
 #: A group with fewer persons has a rate, but is not in the gap.
@@ -77,7 +77,7 @@ def group_rates(
     draws: npt.NDArray[np.uint8],
     level: float = 0.95,
     *,
-    what: str = "person bootstrap",
+    what: str = "",
 ) -> list[GroupRate]:
     """The rate of every group, in the order of the alphabet; "" is no group.
 
@@ -94,13 +94,7 @@ def group_rates(
         if not persons:
             out.append(GroupRate(name, None, Interval.none(level, "no trials"), 0.0, 0.0, 0))
             continue
-        if persons >= 2 and events == 0:
-            interval = zero_events(persons, level)
-        elif persons >= 2 and events >= tried:
-            interval = all_events(persons, level)
-        else:
-            replicates = ratio_replicates(np.where(mine, h, 0), np.where(mine, t, 0), draws)
-            interval = percentile_interval(replicates, level, persons, what)
+        interval = rate_interval(np.where(mine, h, 0), np.where(mine, t, 0), draws, level, what=what)
         out.append(GroupRate(name, min(events / tried, 1.0), interval, events, tried, persons))
     return out
 

@@ -424,7 +424,9 @@ def false_match_interval(
         return Interval.none(level, "two persons: nothing is known about the spread between pairs of persons")
     if not wilson.pair_rate_variance(events, trials) > 0:
         return Interval.none(level, NO_VARIANCE)
-    critical = wilson.critical_value(level, wilson.supporting(wilson.pair_residuals(events, trials).sum(1)))
+    # Below four persons the t quantile grows without any more coverage (measured): these samples are saved by Wilson's form.
+    support = max(wilson.supporting(wilson.pair_residuals(events, trials).sum(1)), min(known, 4))
+    critical = wilson.critical_value(level, support)
     bounds = wilson.score_bounds(float(events.sum() / trials.sum()), wilson.pair_size(events, trials), critical)
     return Interval(*bounds, level, _said("Wilson score, pairs that share persons", what))
 

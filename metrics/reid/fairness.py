@@ -107,7 +107,7 @@ def rows(
     corrected = dict(zip(tested, holm([gaps[name].p or 0.0 for name in tested]).tolist(), strict=True))
     for name, found in gaps.items():
         labels = groups[name]
-        what = "person bootstrap, gallery fixed"
+        what = "gallery fixed"
         for one in group_rates(hits, trials, labels, draws, protocol.confidence, what=what):
             chance = base.chance
             if guesses is not None and one.trials:

@@ -18,7 +18,7 @@ from deidbench.records import Curve, Row
 from deidbench.stats import calibration, intervals, linkability
 from deidbench.stats.evidence import Evidence
 from deidbench.stats.intervals import Interval
-from deidbench.stats.pairs import AUC_BINS, EXACT_AUC_PERSONS, Pairs, bootstrap_all, bootstrap_pair_rate, recentred
+from deidbench.stats.pairs import AUC_BINS, EXACT_AUC_PERSONS, Pairs, bootstrap_all, recentred
 from deidbench.types import Floats
 
 if TYPE_CHECKING:
@@ -91,19 +91,15 @@ class Figures:
 
     def rates(self, events: npt.NDArray[np.float64], trials: npt.NDArray[np.float64], what: str) -> list[Interval]:
         """One interval per column of events (P, k)."""
-        persons = int(np.count_nonzero(trials > 0))
-        replicates = intervals.ratio_replicates(events, trials, self.draws)
-        return [self._rate(value, replicates[:, k], persons, what) for k, value in enumerate(rates(events, trials))]
+        return [intervals.rate_interval(column, trials, level=self.level, what=what) for column in events.T]
 
-    def _rate(
-        self, value: float, replicates: npt.NDArray[np.float64], persons: int, what: str, *, expand: bool = True
-    ) -> Interval:
+    def _read_off(self, value: float, replicates: npt.NDArray[np.float64], persons: int, what: str) -> Interval:
         """Interval from replicates of a figure in [0, 1] whose extremes mean that no event, or nothing else, was seen."""
         if persons >= 2 and value == 0:
             return intervals.zero_events(persons, self.level)
         if persons >= 2 and value == 1:
             return intervals.all_events(persons, self.level)
-        return intervals.percentile_interval(replicates, self.level, persons, what, expand=expand)
+        return intervals.percentile_interval(replicates, self.level, persons, what)
 
     def whole(self, pairs: Pairs, rows: Mapping[str, Row], kept: dict[str, Any]) -> list[Row]:
         """EER, AUC, Cllr_min and D_sys, read off the whole score distributions.  rows: blank ones by name.
@@ -134,7 +130,7 @@ class Figures:
         for name, row in rows.items():
             if name == "d_sys":
                 row = replace(row, note=notes(row.note, f"{linked.bins} bins, omega = 1"))
-            interval = self._rate(values[name], replicates[name], persons, how[name])
+            interval = self._read_off(values[name], replicates[name], persons, how[name])
             out.append(put(row, values[name], interval, Evidence.distribution(replicates[name], persons)))
         return out
 
@@ -145,22 +141,20 @@ class Figures:
         tail = intervals.expanded_tail(self.level, persons)
         return np.asarray(np.nanquantile(fnmr, [tail, 1 - tail], axis=0))
 
-    def false_matches(self, pairs: Pairs, threshold: float, value: float) -> Interval:
-        persons = len(np.unique(np.concatenate([pairs.impostor_a, pairs.impostor_b])))
-        weights = intervals.double_or_nothing_draws(self.persons, self.protocol.replicates, self.protocol.seed)
+    def false_matches(self, pairs: Pairs, threshold: float) -> Interval:
         accepted = pairs.impostor >= np.float32(threshold)
-        replicates = bootstrap_pair_rate(accepted, pairs.impostor_a, pairs.impostor_b, weights)
-        return self._rate(value, replicates, persons, "double-or-nothing identity bootstrap", expand=False)
+        return intervals.false_match_interval(
+            accepted, pairs.impostor_a, pairs.impostor_b, len(self.persons), self.level, what="threshold fixed"
+        )
 
     def worst(self, hits: npt.NDArray[np.float64], trials: npt.NDArray[np.float64]) -> tuple[float, Interval, float]:
         """Largest of several rates on the same probes.  hits: (P, k).  Returns value, interval and bootstrap optimism.
 
-        The maximum is taken anew in each replicate, from the same draws for all columns.
+        The optimism is what taking the maximum adds, by a bootstrap in which it is taken anew from the same draws for all columns.
         """
-        persons = int(np.count_nonzero(trials > 0))
         value = float(rates(hits, trials).max())
         replicates = intervals.ratio_replicates(hits, trials, self.draws).max(1)
-        interval = self._rate(value, replicates, persons, "person bootstrap of the maximum, gallery fixed")
+        interval = intervals.largest_interval(hits, trials, self.level, what="gallery fixed")
         known = replicates[~np.isnan(replicates)]
         return value, interval, float(known.mean() - value) if len(known) else 0.0
 
@@ -210,7 +204,7 @@ def acquisition_rows(table: Table, figures: Figures, named: Any) -> list[Row]:
         if not of.any():
             rows.append(refuse(row, "no image was released" if table.n else "no images"))
         else:
-            interval = figures.rates(events[:, None], trials, "person bootstrap")[0]
+            interval = figures.rates(events[:, None], trials, "")[0]
             rows.append(put(row, events.sum() / trials.sum(), interval, Evidence.sums("rate", events, trials)))
     return rows
 
@@ -225,7 +219,7 @@ def attack_rows(view: View, layout: Comparison, figures: Figures, fixed_at: Thre
     else:
         columns = [k - 1 for k in ranks]
         values = rates(view.hits, view.tried)
-        found = figures.rates(view.hits[:, columns], view.tried, "person bootstrap, gallery fixed")
+        found = figures.rates(view.hits[:, columns], view.tried, "gallery fixed")
         for k, row, interval in zip(ranks, rank_rows, found, strict=True):
             if k > layout.size:
                 rows.append(refuse(row, f"rank {k} is beyond the {layout.size} gallery images"))
@@ -257,12 +251,12 @@ def attack_rows(view: View, layout: Comparison, figures: Figures, fixed_at: Thre
         trials = np.bincount(pairs.genuine_person, minlength=len(layout.persons)).astype(np.float64)
         accepted = intervals.per_person(pairs.genuine_person, pairs.genuine >= np.float32(threshold), len(layout.persons))
         events = np.column_stack([accepted, trials - accepted])
-        tmr, fnmr = figures.rates(events, trials, "person bootstrap, threshold fixed")
+        tmr, fnmr = figures.rates(events, trials, "threshold fixed")
         # An attacker who knows nothing accepts genuine pairs as often as impostors.
         matched, missed = (Evidence.sums("rate", column, trials) for column in events.T)
         rows.append(put(named(names[0], chance=fmr, **fixed), accepted.sum() / trials.sum(), tmr, matched))
         rows.append(put(named(names[1], chance=1 - fmr, **fixed), events[:, 1].sum() / trials.sum(), fnmr, missed))
-        rows.append(put(named(names[2], **fixed), fmr, figures.false_matches(pairs, threshold, fmr)))
+        rows.append(put(named(names[2], **fixed), fmr, figures.false_matches(pairs, threshold)))
     return rows + _open_set(view.searches, figures, fixed_at.fpir, named, len(layout.persons))
 
 
@@ -342,12 +336,12 @@ def _open_set(searches: Searches, figures: Figures, targets: list[Target], named
         if tried.any():
             found = searches.hit * (searches.best_mate >= np.float32(threshold))
             missed = tried - intervals.per_person(person[mated], found[mated], persons)
-            what = "person bootstrap, gallery and threshold fixed"
+            what = "gallery and threshold fixed"
             interval = figures.rates(missed[:, None], tried, what)[0]
             rows.append(put(fnir, missed.sum() / tried.sum(), interval, Evidence.sums("rate", missed, tried)))
         else:
             rows.append(refuse(fnir, NO_MATES))
-        interval = figures.rates(alarms[:, None], trials, "person bootstrap, gallery and threshold fixed")[0]
+        interval = figures.rates(alarms[:, None], trials, "gallery and threshold fixed")[0]
         rows.append(put(fpir, alarms.sum() / trials.sum(), interval, Evidence.sums("rate", alarms, trials)))
     return rows
 
@@ -360,7 +354,7 @@ def attack_curves(view: View, layout: Comparison, figures: Figures, base: Row) -
     curves: list[Curve] = []
     if view.chance is not None:
         ranks = min(CMC_RANKS, layout.size)
-        bands = figures.rates(view.hits[:, :ranks], view.tried, "person bootstrap, gallery fixed")
+        bands = figures.rates(view.hits[:, :ranks], view.tried, "gallery fixed")
         rate = rates(view.hits, view.tried)
         curves += [point(curve="cmc", x=float(k + 1), y=float(rate[k]), lo=bands[k].lo, hi=bands[k].hi) for k in range(ranks)]
     both = view.pairs is not None and len(view.pairs.genuine) and len(view.pairs.impostor)

@@ -422,7 +422,7 @@ def _sanity(clear: Probes, figures: Figures) -> _Check:
         failed.append(NO_MATES)
     else:
         rank1, guess = _rank1(seen), float(seen.chance[0])
-        interval = figures.rates(seen.hits, seen.tried, "person bootstrap")[0]
+        interval = figures.rates(seen.hits[:, :1], seen.tried, "")[0]
         if rank1 < protocol.min_clear_rank1:
             failed.append(f"clear rank-1 {rank1:.3f} is below {protocol.min_clear_rank1:g}")
         if interval.lo is None:
