@@ -227,14 +227,25 @@ def _toml_string(text: str) -> str:
     type=click.Choice(["csv", "md", "tex", "html"]),
     help="Only these; may be repeated.  [default: all]",
 )
+@click.option(
+    "--ci",
+    type=click.Choice(["brackets", "plusminus"]),
+    default="brackets",
+    show_default=True,
+    help="How intervals are printed.",
+)
 @click.option("--no-figures", is_flag=True, help="Leave the figures as they are.")
 @click.option("--faces/--no-faces", default=None, help=f"Show pictures of faces.  {FACES_DEFAULT}")
 @click.option("--quiet", is_flag=True, help="Do not print the summary.")
-def report(folder: Path, formats: Sequence[str], no_figures: bool, faces: bool | None, quiet: bool) -> None:
+def report(
+    folder: Path, formats: Sequence[str], ci: str, no_figures: bool, faces: bool | None, quiet: bool
+) -> None:  # fmt: skip
     """Write tables, figures and the page of the run in FOLDER again, and print its summary."""
     from deidbench.report import write_report
 
-    written = write_report(folder, formats=tuple(formats) or ("csv", "md", "tex", "html"), figures=not no_figures, faces=faces)
+    written = write_report(
+        folder, formats=tuple(formats) or ("csv", "md", "tex", "html"), figures=not no_figures, faces=faces, plusminus=ci == "plusminus"
+    )  # fmt: skip
     if not quiet:
         _summary(folder, written)
 

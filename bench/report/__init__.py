@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from deidbench.records import Run
+    from deidbench.report.tables import Table
 
 FORMATS = ("csv", "md", "tex", "html")
 
@@ -27,12 +28,14 @@ def write_report(
     formats: Sequence[str] = FORMATS,
     figures: bool = True,
     faces: bool | None = None,
+    plusminus: bool = False,
     console: Console | None = None,
 ) -> list[Path]:
     """Reads the run in ``folder`` and writes ``tables/``, ``figures/`` and ``report.html`` into it.
 
     formats: of :data:`FORMATS`.  figures: draw them, unless they are there already and would come out the same.  faces: show pictures of
-    faces; None: where the run was asked to, or the data set's licence allows it.  console: told what is under way.
+    faces; None: where the run was asked to, or the data set's licence allows it.  plusminus: ± half the width instead of the ends
+    of intervals.  console: told what is under way.
     Every file is written whole or not at all.  Returns the paths, in the order in which they were written.
     Raises MissingError or InputError where the folder is no readable run, EnvironmentFault where it cannot be written.
     """
@@ -58,8 +61,15 @@ def write_report(
     standings = Standings(view.run)
     if standings.why:
         say(f"the best of each column is not marked: {standings.why}")
-    main = [standings.mark(tables.main_table(view, d)) for d in view.datasets]
+
+    def mark(table: Table) -> Table:
+        marked = standings.mark(table)
+        return tables.plus_minus(marked) if plusminus else marked
+
+    main = [mark(tables.main_table(view, d)) for d in view.datasets]
     ladder = [t for d in view.datasets if (t := attackers_table(view, d)) is not None]
+    if plusminus:
+        ladder = [tables.plus_minus(t) for t in ladder]
     if "csv" in formats:
         written.append(write_atomically(folder / "tables" / "main.csv", tables.csv_wide(main)))
         if ladder:
@@ -69,7 +79,7 @@ def write_report(
         written.append(write_atomically(folder / "tables" / "main.md", tables.markdown(main)))
         if ladder:
             written.append(write_atomically(folder / "tables" / "attackers.md", tables.markdown(ladder)))
-        details = [standings.mark(t) for d in view.datasets for t in detail_tables(view, d)]
+        details = [mark(t) for d in view.datasets for t in detail_tables(view, d)]
         if details:
             written.append(write_atomically(folder / "tables" / "details.md", tables.markdown(details)))
     if "tex" in formats:
@@ -94,9 +104,7 @@ def write_report(
 
         say("report.html")
         written.append(
-            write_atomically(
-                folder / "report.html", page(view, drawn, written, drawn=figures, hidden=hidden, mark=standings.mark)
-            )
+            write_atomically(folder / "report.html", page(view, drawn, written, drawn=figures, hidden=hidden, mark=mark))
         )
     return written
 

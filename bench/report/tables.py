@@ -445,6 +445,24 @@ def main_table(view: View, dataset: str) -> Table:
     )
 
 
+def plus_minus(table: Table) -> Table:
+    """The table with ``± half the width`` instead of the interval's ends; one-sided bounds keep their brackets."""
+
+    def cell_of(c: Cell) -> Cell:
+        r = c.row
+        if r is None or r.lo is None or r.hi is None or bound(r) or not c.ci:
+            return c
+        return replace(c, ci=f"± {number((r.hi - r.lo) / 2, r.unit)}")
+
+    lines = tuple(Line(line.method, line.marks, tuple(cell_of(c) for c in line.cells)) for line in table.lines)
+    notes = [n.replace("In brackets:", "±: half the width of the", 1) for n in table.notes]
+    notes = [
+        n if not n.startswith("±") else f"{n}  Intervals need not lie evenly about the figure; brackets are one-sided bounds."
+        for n in notes
+    ]
+    return replace(table, lines=lines, notes=tuple(notes))
+
+
 def groups(columns: Sequence[Column]) -> list[tuple[str, int]]:
     """Neighbouring columns with the same heading: (heading, how many), for a two-level head."""
     out: list[tuple[str, int]] = []
