@@ -409,7 +409,7 @@ class Attributes(Metric):
     readable attribute cannot upset as it does a mean of ratios.
     """
 
-    version = "1"
+    version = "2"
     citation = (
         "Hellmann et al., GANonymization: a GAN-based face anonymization framework for preserving emotional expressions, 2023; "
         "Liu et al., Deep learning face attributes in the wild, ICCV 2015"

@@ -118,7 +118,7 @@ class Distance(Metric):
     withholding what it would have done badly.
     """
 
-    version = "1"
+    version = "2"
     citation = "Hellmann et al., GANonymization, ACM TOMM 2024, arXiv 2305.02143 (the distance; our threshold is calibrated)"
     quantities = (
         Quantity("distance.cosine", "Cosine distance between original and output", "distance", True, "privacy", "distance"),

@@ -58,7 +58,7 @@ class Emotion(Metric):
     A classifier whose UAR on clear images is not above chance (lower bound) is not trusted, whatever it says.
     """
 
-    version = "1"
+    version = "2"
     citation = (
         "Hellmann et al., GANonymization: a GAN-based face anonymization framework for preserving emotional expressions, 2023"
     )

@@ -291,7 +291,7 @@ class Geometry(Metric):
     of about 0.006 (faces of 48 pixels: 0.009), a head pose that is off by 0.6 degrees and an eye opening that is off by 0.01.
     """
 
-    version = "1"
+    version = "2"
     citation = (
         "NME: Sagonas et al., 300 Faces in-the-Wild Challenge, ICCVW 2013; eye aspect ratio: Soukupova & Cech, Real-time eye "
         "blink detection using facial landmarks, CVWW 2016; " + WEIGHTS.citation

@@ -163,7 +163,10 @@ def _panel(
                 mfc=colour if r.trusted else "white", zorder=3, clip_on=False)  # fmt: skip
     low, high = min(ends), max(ends)
     room = max((high - low) * 0.1, 1e-6 * max(abs(high), 1e-3))
-    ax.set_ylim(low - room, high + room)
+    low, high = low - room, high + room
+    if base.unit == "rate":  # a margin may reach beyond what a rate can be
+        low, high = max(low, -0.02), min(high, 1.02)
+    ax.set_ylim(low, high)
     ax.set_xlim(-0.5, n - 0.5)
     ax.grid(visible=False, axis="x")
     ax.yaxis.set_major_locator(MaxNLocator(nbins=4, min_n_ticks=2))

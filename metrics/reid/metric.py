@@ -111,7 +111,7 @@ class ReIdentification(Metric):
     attackers: names of registered attackers, or tables ``{name = "...", params = {...}, label = "..."}``.
     """
 
-    version = "2"
+    version = "3"
     citation = (
         "ISO/IEC 19795-1:2021; Grother & Phillips 2004 (identification); Fogliato et al. 2024, arXiv 2306.01198 (intervals); "
         "Brümmer & du Preez 2006 (Cllr); Gomez-Barrero et al. 2018 (D_sys)"
