@@ -65,11 +65,13 @@ class Replicates(NamedTuple):
     fnmr: Values
 
 
-def bootstrap_all(pairs: Pairs, draws: npt.NDArray[np.uint8], fmr: npt.ArrayLike = ()) -> Replicates:
+def bootstrap_all(
+    pairs: Pairs, draws: npt.NDArray[np.uint8], fmr: npt.ArrayLike = (), levels: roc.Levels | None = None
+) -> Replicates:
     """EER, AUC, Cllr_min and D_sys (omega 1, its own bins) in each replicate, the very numbers of the single functions.
 
     draws: (B, P) from :func:`deidbench.stats.intervals.person_draws`.  fmr: (f,) false match rates at which ``fnmr`` (B, f) is
-    read off the replicate's DET curve (see :func:`_det`).  Costs little more than the most costly of them.
+    read off the replicate's DET curve (see :func:`_det`).  levels: of the pairs' scores, if they are known.  Costs little more than the most costly of them.
     """
     at = np.asarray(fmr, np.float64)
     if _empty(pairs):
@@ -80,17 +82,17 @@ def bootstrap_all(pairs: Pairs, draws: npt.NDArray[np.uint8], fmr: npt.ArrayLike
     split = _split(pairs, edges)
     binned = _histograms(pairs, draws, split)
     coarse, sample = (_coarser(x, edges, own) for x in (binned, _sample(split)))
-    levels = roc.levels(pairs.genuine, pairs.impostor)
+    levels = levels or roc.levels(pairs.genuine, pairs.impostor)
     return Replicates(
         _eer(pairs, draws, split, binned),
         _auc(levels, sample, coarse) if _many(draws) else _exact_auc(pairs, draws),
         _cllr_min(levels, sample, coarse),
         linkability.d_sys_from_counts(*_coarser(binned, edges, linked)),
-        _det(pairs, _sample(split), binned, at),
+        _det(levels, _sample(split), binned, at),
     )
 
 
-def _det(pairs: Pairs, sample: Binned, binned: Binned, fmr: Values) -> Values:
+def _det(levels: roc.Levels, sample: Binned, binned: Binned, fmr: Values) -> Values:
     """FNMR at given FMRs in each replicate, on straight lines between the edges of the bins: float64 (B, f), clipped to [0, 1].
 
     What the bins change in the sample's own curve is taken off every replicate.
@@ -106,7 +108,7 @@ def _det(pairs: Pairs, sample: Binned, binned: Binned, fmr: Values) -> Values:
         # where several edges share an FMR the lowest threshold's FNMR counts, as on the polyline from the right
         return np.array([np.interp(fmr, x, y) for x, y in zip(falling, missed, strict=True)]).reshape(-1, len(fmr))
 
-    exact = roc.roc(pairs.genuine, pairs.impostor)
+    exact = levels.roc()
     own = np.interp(fmr, exact.fmr[::-1], exact.fnmr[::-1])
     out: Values = np.clip(curves(binned) + (own - curves(sample)), 0, 1)
     out[(binned.genuine.sum(1) == 0) | (binned.impostor.sum(1) == 0)] = np.nan

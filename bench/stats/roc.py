@@ -49,6 +49,19 @@ class Levels(NamedTuple):
         twice = int((self.genuine * (2 * self.impostor_below + self.impostor)).sum())
         return twice / (2 * int(self.genuine.sum()) * int(self.impostor.sum()))
 
+    def roc(self) -> Roc:
+        """See :func:`roc`: the same points, without sorting anew."""
+        ng, ni = int(self.genuine.sum()), int(self.impostor.sum())
+        n = len(self.score)
+        threshold, fmr, fnmr = (np.empty(n + 1) for _ in Roc._fields)
+        threshold[:-1], threshold[-1] = self.score, np.inf
+        np.subtract(ni, self.impostor_below, out=fmr[:-1], casting="unsafe")
+        fmr[-1], fnmr[-1] = 0, ng
+        fnmr[:-1] = self.genuine_below
+        fmr /= ni
+        fnmr /= ng
+        return Roc(threshold, fmr, fnmr)
+
 
 class Eer(NamedTuple):
     """Equal error rate, and the operating threshold just below the crossing."""

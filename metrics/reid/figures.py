@@ -15,7 +15,7 @@ from deidbench.metrics.reid import openset, verification
 from deidbench.metrics.reid.attack import MAX_PAIRS, Probes, Searches, View, rates, view
 from deidbench.metrics.reid.comparison import Comparison
 from deidbench.records import Curve, Row
-from deidbench.stats import calibration, intervals, linkability
+from deidbench.stats import calibration, intervals, linkability, roc
 from deidbench.stats.evidence import Evidence
 from deidbench.stats.intervals import Interval
 from deidbench.stats.pairs import AUC_BINS, EXACT_AUC_PERSONS, Pairs, bootstrap_all, recentred
@@ -50,9 +50,12 @@ class Thresholds(NamedTuple):
         return cls([Target(x, None, reason) for x in protocol.fmr], [Target(x, None, reason) for x in protocol.fpir])
 
 
-def thresholds(own: Probes, protocol: Protocol) -> Thresholds:
-    """Thresholds of an attacker's own comparisons, none of which is under evaluation in the attacker's condition."""
-    seen = view(own, "headline", 1)
+def thresholds(own: Probes, protocol: Protocol, seen: View | None = None) -> Thresholds:
+    """Thresholds of an attacker's own comparisons, none of which is under evaluation in the attacker's condition.
+
+    seen: the headline view of ``own``, where it is known.
+    """
+    seen = seen or view(own, "headline", 1)
     persons = len(own.layout.persons)
     fmr = []
     for x in protocol.fmr:
@@ -108,14 +111,15 @@ class Figures:
         """
         persons = len(np.unique(pairs.genuine_person))
         linked = linkability.d_sys(pairs.genuine, pairs.impostor)
+        levels = roc.levels(pairs.genuine, pairs.impostor)  # the sorting is what takes time
         values = {
             "eer": verification.eer(pairs.genuine, pairs.impostor).value,
-            "auc": verification.auc(pairs.genuine, pairs.impostor),
-            "cllr_min": calibration.cllr_min(pairs.genuine, pairs.impostor),
+            "auc": levels.auc(),
+            "cllr_min": float(calibration.cllr_min_from_counts(levels.genuine[None], levels.impostor[None])[0]),
             "d_sys": linked.value,
         }
-        det = verification.thin(verification.roc(pairs.genuine, pairs.impostor))
-        replicates = bootstrap_all(pairs, self.pair_draws, det.fmr)._asdict()
+        det = verification.thin(levels.roc())
+        replicates = bootstrap_all(pairs, self.pair_draws, det.fmr, levels)._asdict()
         kept["det"] = det, self._band(replicates["fnmr"], persons)
         binned = f", {AUC_BINS} score bins" if len(self.persons) > EXACT_AUC_PERSONS else ""
         how = {
