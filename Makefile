@@ -1,6 +1,7 @@
 # Two commands do all the set-up:
 #   make demo    installs into .venv and compares the built-in anonymizers on the bundled faces
 #   make test    installs into .venv and passes the tests
+# and for who works on it: make gate (is the checkpoint as good as the committed reference?), make lint, make slow, make bench
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -10,7 +11,7 @@ UV     := $(BIN)/uv pip install --python $(BIN)/python $(FROM)
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check $(FROM)
 READY  := $(VENV)/.ready
 
-.PHONY: demo test slow lint bench install clean
+.PHONY: demo test slow lint bench gate install clean
 .DEFAULT_GOAL := demo
 
 install: $(READY)
@@ -31,6 +32,13 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# This project's own checkpoint against the committed reference of the bundled faces: exit 0 no worse, 1 worse, 2 undecided.
+gate: $(READY)
+	$(BIN)/deidbench run demo --only original --only blackout --only ganonymization --set throughput.images=0 \
+		--out results/checkpoint --no-report --quiet
+	$(BIN)/deidbench gate results/reference/demo results/checkpoint --method ganonymization \
+		--margins results/reference/margins.toml --junit results/checkpoint/gate.xml --markdown results/checkpoint/gate.md
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

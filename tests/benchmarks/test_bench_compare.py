@@ -112,4 +112,4 @@ def whole(folder) -> dict[str, float]:
 def test_full_comparison(benchmark, tmp_path):
     found = benchmark.pedantic(whole, args=(tmp_path,), rounds=1)
     benchmark.extra_info.update(found)
-    print({k: round(v, 1) for k, v in found.items()})
+    print({k: round(v, 1) for k, v in found.items()})  # noqa: T201
