@@ -7,8 +7,9 @@ size, a verdict in words.
 ===================================  ========================================  ======================================
 figure                               interval of the difference                test
 ===================================  ========================================  ======================================
-rate over images                     square-and-add of person-clustered        person swap permutation (exact for few
-                                     Wilson scores, correlation of persons     persons); clustered McNemar beside it
+rate over the same images            square-and-add of person-clustered        clustered McNemar (exact with an image a
+                                     Wilson scores, correlation of persons     person); person swap permutation beside it,
+                                                                               and instead with fewer than 20 persons
 mean (distance, |dp|, SSIM, NME)     paired person bootstrap                   Wilcoxon on person means, with the
                                                                                Hodges-Lehmann shift, rank-biserial r
 mean over classes, F1, kappa, worst  paired person bootstrap                   person swap permutation
@@ -66,6 +67,8 @@ DEFAULT_METRICS = (
 PERMUTATIONS = 10_000
 MOST_PERMUTATIONS = 100_000
 ALPHA = 0.05
+#: With fewer persons rates are tested by permutation, which is exact, instead of McNemar's approximation.
+FEW_PERSONS = 20
 
 
 class Question(NamedTuple):
@@ -102,7 +105,7 @@ class Result:
     """One figure of two contestants.
 
     difference: value_a - value_b.  lo, hi: its interval (``ci_reason`` where there is none).  p: two-sided; p_holm: adjusted within
-    ``family`` (metric, and how many tests).  second_p: of the clustered McNemar test, for rates on the same images.
+    ``family`` (metric, and how many tests).  second_p: for rates on the same images that of ``second_test``, on which nothing rests.
     effect: see ``effect_name``.  better: "a", "b", or "" where no difference is shown or none is better by nature.
     identical: both rest on the very same numbers.  persons, images: that carry the figure.  verdict: in words.
     ratio: for speed, a / b; difference and interval are then of the natural logarithm of the ratio.
@@ -132,6 +135,7 @@ class Result:
     p_holm: float | None = None
     family: str = ""
     second_p: float | None = None
+    second_test: str = ""
     effect: float | None = None
     effect_name: str = ""
     shift: float | None = None
@@ -513,7 +517,8 @@ class Engine:
             h = 2 * (math.asin(math.sqrt(_unit(blank.value_a))) - math.asin(math.sqrt(_unit(blank.value_b))))
             out = replace(out, effect=h, effect_name="Cohen's h")
             if np.array_equal(a.columns[:, 1], b.columns[:, 1]):
-                out = replace(out, second_p=paired.mcnemar(a.columns[:, 0], b.columns[:, 0], a.columns[:, 1]).p)
+                test = paired.mcnemar(a.columns[:, 0], b.columns[:, 0], a.columns[:, 1])
+                out = replace(out, test=test.method, p=test.p, p_reason=test.reason)
         if a.columns.shape != b.columns.shape or a.names != b.names:
             # another set of attacks was trusted: persons cannot change places, their replicates still pair
             test = paired.bootstrap_test(difference, moved, persons)
@@ -540,7 +545,14 @@ class Engine:
                 seed=self.seed,
             )
             for (at, _, _), test in zip(jobs, tests, strict=True):
-                out[at] = replace(out[at], test=test.method, p=test.p, p_reason=test.reason)
+                first = out[at]
+                if first.test and first.persons >= FEW_PERSONS:
+                    # It holds its level where swaps, which count ties in full, are too careful (tests/test_stats_level.py).
+                    out[at] = replace(first, second_test=test.method, second_p=test.p)
+                else:
+                    out[at] = replace(
+                        first, test=test.method, p=test.p, p_reason=test.reason, second_test=first.test, second_p=first.p
+                    )
         self._waiting.clear()
         return out
 

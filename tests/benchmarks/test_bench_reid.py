@@ -151,7 +151,7 @@ def test_person_bootstrap(benchmark, persons):
 
     def interval():
         intervals._multinomial_kept.cache_clear()  # draws included
-        return intervals.rate_interval(hits, trials, intervals.person_draws(names, 10_000, 0))
+        return intervals.mean_interval(hits, trials, intervals.person_draws(names, 10_000, 0))
 
     got = benchmark.pedantic(interval, rounds=2)
     assert got.lo < 0.3 < got.hi
@@ -172,4 +172,4 @@ def left_out(request):
 @pytest.mark.parametrize("figure", ["eer", "auc", "cllr_min", "d_sys", "all"])
 def test_pair_bootstrap(benchmark, left_out, figure):
     found = benchmark.pedantic(getattr(pairs, f"bootstrap_{figure}"), left_out, rounds=3, warmup_rounds=1)
-    assert np.std(found, axis=-1).min() > 0
+    assert np.std(found[:4] if figure == "all" else found, axis=-1).min() > 0
