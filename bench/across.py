@@ -94,7 +94,7 @@ def across(
     if len(methods) < 2:
         raise InputError("fewer than two methods are in every run", "run the same suite on every data set")
     names = _names(runs)
-    entries = [Scored(run).entries for run in runs]
+    entries = [Scored(run, bare=True).entries for run in runs]
     questions = asked([e[m] for e in entries for m in methods], metrics or DEFAULT_METRICS)
     ranked = []
     for q in questions:

@@ -11,7 +11,6 @@ ready; where it is not, the lines that need it say why, and nothing stands in fo
 from __future__ import annotations
 
 import difflib
-import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from deidbench.errors import DeidbenchError, InputError, MissingError, SuiteError
 from deidbench.suite import MethodTable, PartTable, ThroughputTable, bundled, holds_several, suite_of
+from deidbench.toml_errors import complaint, line_of
 
 if TYPE_CHECKING:
     from deidbench.runner import Options
@@ -247,64 +247,7 @@ def _validate(raw: Mapping[str, Any], text: str, origin: str) -> CollectionFile:
     try:
         return CollectionFile.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        loc = first["loc"]
-        where = f"{origin}:{line_of(text, loc)}"
-        name = ".".join(str(p) for p in loc if isinstance(p, str)) or "the file"
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        if first["type"] == "extra_forbidden":
-            known = _known_keys(loc)
-            close = difflib.get_close_matches(str(loc[-1]), known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
-            raise SuiteError(f"{where}: unknown key {name!r}{more}", hint) from None
-        raise SuiteError(f"{where}: {name}: {first['msg'].removeprefix('Value error, ')}{more}", "correct that line") from None
-
-
-def _known_keys(loc: Sequence[str | int]) -> list[str]:
-    model: Any = CollectionFile
-    for part in loc[:-1]:
-        if isinstance(part, int):
-            continue
-        annotation = model.model_fields[part].annotation
-        inner = getattr(annotation, "__args__", (annotation,))[0]
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        model = inner
-    return list(model.model_fields)
-
-
-def line_of(text: str, loc: Sequence[str | int]) -> int:
-    """Line (from 1) in TOML ``text`` of ``loc``, e.g. ``("experiments", 1, "published", 0, "value")``, or of what it is in.
-
-    As :func:`deidbench.suite.line_of`, for tables of tables as well.
-    """
-    wanted, best, depth = tuple(loc), 1, 0
-    path: tuple[str | int, ...] = ()
-    counts: dict[tuple[str | int, ...], int] = {}
-
-    def into(names: Sequence[str], many: bool) -> tuple[str | int, ...]:
-        at: tuple[str | int, ...] = ()
-        for i, name in enumerate(names):
-            at = (*at, name)
-            if many and i == len(names) - 1:
-                counts[at] = counts.get(at, -1) + 1
-            if at in counts:
-                at = (*at, counts[at])
-        return at
-
-    for number, line in enumerate(text.splitlines(), start=1):
-        header = re.match(r"\s*\[(\[)?\s*([^\]]+?)\s*\]", line)
-        assignment = re.match(r"\s*([A-Za-z0-9_.\"'-]+)\s*=", line)
-        if header:
-            path = into([p.strip(" \"'") for p in header.group(2).split(".")], bool(header.group(1)))
-            here = path
-        elif assignment:
-            here = (*path, *(p.strip("\"'") for p in assignment.group(1).split(".")))
-        else:
-            continue
-        if len(here) > depth and wanted[: len(here)] == here:
-            best, depth = number, len(here)
-    return best
+        raise SuiteError(*complaint(error, CollectionFile, text, origin)) from None
 
 
 def _experiments(file: CollectionFile, text: str, origin: str) -> tuple[Experiment, ...]:

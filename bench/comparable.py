@@ -7,9 +7,11 @@ is a remark.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from deidbench.errors import InputError
+from deidbench.evidence import REMEDY
 from deidbench.records import Run
 
 
@@ -18,6 +20,58 @@ class Differences(NamedTuple):
 
     refuse: list[str]
     remarks: list[str]
+
+
+#: What the record of a run says under these names, where it says it.
+_MAPPINGS = ("dataset", "attackers", "protocol", "environment")
+_LISTS = ("methods", "recognizers", "classifiers", "metrics")
+#: Columns that comparisons cannot do without, and those of them that are numbers.
+_ROWS = ("method", "metric", "value", "unit", "higher_is_better", "attacker", "recognizer", "convention", "trusted")
+_IMAGES = ("method", "id", "subject_id")
+_NUMBERS = ("value", "lo", "hi", "n_images", "n_persons")
+_PROTOCOL: dict[str, Callable[[Any], bool]] = {
+    "confidence": lambda v: 0 < v < 1,
+    "replicates": lambda v: isinstance(v, int) and 0 < v <= 1_000_000,
+    "seed": lambda v: isinstance(v, int) and v >= 0,
+}
+
+
+def sound(run: Run) -> None:
+    """Raises InputError, naming the file, for a run whose record or tables are not of the kind that is compared.
+
+    What is absent altogether is left to those who ask for it: a run of an older version has fewer entries.
+    """
+    record, file = run.record, run.folder / "run.json"
+    bad = [name for name in _MAPPINGS if not isinstance(record.get(name, {}), Mapping)]
+    bad += [n for n in _LISTS if not _mappings(record.get(n, []))]
+    if not bad:
+        environment = record.get("environment", {})
+        bad = [f"environment.{n}" for n in ("packages", "git") if not isinstance(environment.get(n) or {}, Mapping)]
+        protocol = record.get("protocol", {})
+        bad += [f"protocol.{n}" for n, fits in _PROTOCOL.items() if n in protocol and not _fits(fits, protocol[n])]
+        labels = [m.get("label") for m in record.get("methods", [])]
+        if not all(isinstance(label, str) for label in labels) or len(set(labels)) < len(labels):
+            bad.append("methods (every label a text of its own)")
+    if bad:
+        raise InputError(f"{file} is damaged: {', '.join(bad)}", REMEDY)
+    for table, columns, name in ((run.rows, _ROWS, "rows"), (run.images, _IMAGES, "images")):
+        if lacking := [c for c in columns if c not in table]:
+            raise InputError(f"{run.folder / name}.parquet is damaged: it has no column {', '.join(lacking)}", REMEDY)
+    odd = [c for c in _NUMBERS if c in run.rows and not _fits(lambda v: v.dropna().astype(float), run.rows[c])]
+    odd += [c for c in ("trusted", "higher_is_better") if not run.rows[c].dropna().isin([True, False]).all()]
+    if odd:
+        raise InputError(f"{run.folder / 'rows.parquet'} is damaged: {', '.join(odd)}", REMEDY)
+
+
+def _mappings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, Mapping) for v in value)
+
+
+def _fits(test: Callable[[Any], Any], value: Any) -> bool:
+    try:
+        return test(value) is not False
+    except (TypeError, ValueError):
+        return False
 
 
 def differences(a: Run, b: Run, *, across: bool = False) -> Differences:

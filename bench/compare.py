@@ -19,8 +19,8 @@ faces per second                     order statistics of the interleaved       t
                                      repeats' log ratio
 ===================================  ========================================  ======================================
 
-All contestants of a question are drawn and swapped with the same draws.  Two methods whose figure rests on the very same
-numbers differ by exactly 0.
+All contestants of a question are drawn and swapped with the same draws.  Two methods differ by exactly 0 where they released the
+very same pictures, or where the figure rests on the very same real numbers of every person; equal counts are no such proof.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Result:
     difference: value_a - value_b.  lo, hi: its interval (``ci_reason`` where there is none).  p: two-sided; p_holm: adjusted within
     ``family`` (metric, and how many tests).  second_p: for rates on the same images that of ``second_test``, on which nothing rests.
     effect: see ``effect_name``.  better: "a", "b", or "" where no difference is shown or none is better by nature.
-    identical: both rest on the very same numbers.  persons, images: that carry the figure.  verdict: in words.
+    identical: beyond doubt, see :func:`identical`.  persons, images: that carry the figure.  verdict: in words.
     ratio: for speed, a / b; difference and interval are then of the natural logarithm of the ratio.
     """
 
@@ -197,6 +197,40 @@ class Entry(NamedTuple):
     evidence: Evidence | None
 
 
+def mismatch(a: Entry, b: Entry, ours: Scored, theirs: Scored) -> str:
+    """In words, why the evidence of two figures cannot be set against each other; "" where it can."""
+    for e in (a, b):
+        if e.evidence is None:
+            return "the run keeps nothing of this figure by which it could be compared"
+        value = e.row.get("value")
+        if e.evidence.summed and e.evidence.columns.size and value is not None:
+            if not math.isclose(e.evidence.value(), float(value), rel_tol=1e-6, abs_tol=1e-6):
+                return f"the evidence gives another value ({e.evidence.value():.4g}, not {float(value):.4g})"
+    x, y = a.evidence, b.evidence
+    assert x is not None and y is not None
+    if x.form != y.form:
+        return f"the figures are of two kinds ({x.form}, {y.form})"
+    if x.form == REPEATS:
+        return "" if comparable.same_machine(ours.run, theirs.run) else "timed on different machines"
+    if ours.persons != theirs.persons or (x.summed and {len(x.columns), len(y.columns)} != {len(ours.persons)}):
+        return "the figures are of other persons"
+    if x.form == DISTRIBUTION and ours.protocol("seed", 0) != theirs.protocol("seed", 0):
+        return "the replicates were drawn with another seed: they are no pairs"
+    return ""
+
+
+def identical(a: Entry, b: Entry, same: str) -> str:
+    """In words, why the figure of both is the same beyond doubt; "" if it is not.
+
+    same: that the outputs are the same pictures, if so.  Equal counts of different pictures are no identity: nothing was seen
+    to differ, and that has a bound.
+    """
+    x, y = a.evidence, b.evidence
+    if x is None or y is None or a.row.get("value") != b.row.get("value") or not x.same(y):
+        return ""
+    return same or ("the same numbers for every person" if x.telling else "")
+
+
 def question_of(row: Mapping[Any, Any]) -> Question:
     """Which figure a row is."""
     q = Question(*(str(row.get(f) or "") for f in Question._fields))
@@ -205,14 +239,19 @@ def question_of(row: Mapping[Any, Any]) -> Question:
 
 
 class Scored:
-    """Figures of one run with their evidence, by method and question."""
+    """Figures of one run with their evidence, by method and question.
 
-    def __init__(self, run: Run) -> None:
+    bare: without evidence, which runs of older versions have none of.  Raises InputError for a run that is damaged.
+    """
+
+    def __init__(self, run: Run, *, bare: bool = False) -> None:
+        comparable.sound(run)
         self.run = run
+        self.bare = bare
 
     @cached_property
     def entries(self) -> dict[str, dict[Question, Entry]]:
-        known = evidence.read(self.run.folder, len(self.run.rows))
+        known = {} if self.bare else evidence.read(self.run.folder, len(self.run.rows))
         table = self.run.rows.astype(object).where(self.run.rows.notna(), None)
         out: dict[str, dict[Question, Entry]] = defaultdict(dict)
         for i, row in enumerate(table.to_dict("records")):
@@ -233,6 +272,11 @@ class Scored:
             hashes = part["output_sha256"].fillna("")
             out[str(method)] = {str(i): str(h) for i, h in zip(part["id"].tolist(), hashes.tolist(), strict=True)}
         return out
+
+    def same_outputs(self, method: str, other: Scored, second: str) -> str:
+        """In words, if both methods released the very same pictures; "" if not, or if a run does not say."""
+        a, b = self.outputs.get(method, {}), other.outputs.get(second, {})
+        return f"all {len(a)} outputs are the same pictures" if a and a == b and any(a.values()) else ""
 
     def protocol(self, name: str, default: Any) -> Any:
         return self.run.record.get("protocol", {}).get(name, default)
@@ -300,6 +344,8 @@ def check(runs: Sequence[Run], *, force: bool = False, across: bool = False) -> 
     """(what differs all the same, remarks).  Raises InputError, naming the first differences, unless ``force``."""
     differ: list[str] = []
     remarks: list[str] = []
+    for run in runs:
+        comparable.sound(run)
     for run in runs[1:]:
         found = comparable.differences(runs[0], run, across=across)
         differ += [f"{runs[0].folder.name} and {run.folder.name} differ in {d}" for d in found.refuse]
@@ -343,7 +389,7 @@ def asked(scored: Sequence[Mapping[Question, Entry]], metrics: Sequence[str], ev
             close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
             raise InputError(
                 f"no figure {pattern!r} that two of these methods have",
-                f"did you mean {', '.join(close)}?" if close else f"there are: {', '.join(names) or 'none'}",
+                f"did you mean {', '.join(close)}?" if close else f"there are: {_few(names)}",
             )
         if not metrics and name.startswith("emotion."):
             # the adapted reader where there is one: the stock classifier's classes differ from the data set's
@@ -351,6 +397,11 @@ def asked(scored: Sequence[Mapping[Question, Entry]], metrics: Sequence[str], ev
             found = adapted or found
         out += [q for q in found if q not in out]
     return out
+
+
+def _few(names: Sequence[str], most: int = 12) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return (", ".join(names[:most]) or "none") + more
 
 
 def compare(
@@ -386,13 +437,14 @@ def compare(
     if len(chosen) < 2:
         raise InputError(
             "a comparison takes two methods at least",
-            f"there are: {', '.join(c.name for c in everybody) or 'none'}; name a second run, or --controls",
+            f"chosen: {', '.join(c.name for c in chosen) or 'none'}; there are: {', '.join(c.name for c in everybody) or 'none'}; "
+            "name another run (a folder named twice is one), or --controls",
         )
     readers = {id(run): Scored(run) for run in runs}
     scored = [readers[id(c.run)].entries.get(c.label, {}) for c in chosen]
     questions = asked(scored, metrics, everything)
     pairs = [(0, j) for j in range(1, len(chosen))] if first else list(combinations(range(len(chosen)), 2))
-    engine = Engine(readers[id(runs[0])], alpha)
+    engine = Engine(readers[id(runs[0])], alpha, readers=readers)
     found: list[Result] = []
     left_out: list[str] = []
     for q in questions:
@@ -406,10 +458,11 @@ def compare(
         remarks = ["compared although they differ (--force): " + "; ".join(differ), *remarks]
     from deidbench.words import verdict
 
+    answered = {r.question for r in found}
     return Comparison(
         tuple(replace(r, verdict=verdict(r, alpha)) for r in found),
         tuple(chosen),
-        tuple(q for q in questions if any(r.question == q for r in found)),
+        tuple(q for q in questions if q in answered),
         alpha,
         tuple(differ),
         tuple(remarks),
@@ -427,6 +480,7 @@ class Engine:
     of: Scored
     alpha: float = ALPHA
     permutations: int = PERMUTATIONS
+    readers: dict[int, Scored] = field(default_factory=dict)
     _waiting: list[tuple[int, Evidence, Evidence]] = field(default_factory=list)
     _at: int = 0
 
@@ -442,6 +496,12 @@ class Engine:
     def draws(self) -> npt.NDArray[np.uint8]:
         return intervals.person_draws(self.of.persons, int(self.of.protocol("replicates", 10_000)), self.seed)
 
+    def reader(self, who: Contestant) -> Scored:
+        """Of his run: one of ``readers``, by the run's id."""
+        if who.run is self.of.run:
+            return self.of
+        return self.readers.setdefault(id(who.run), Scored(who.run))
+
     def answer(
         self, q: Question, who: Sequence[Contestant], entries: Sequence[Entry | None], pairs: Sequence[tuple[int, int]]
     ) -> tuple[list[Result], list[str]]:
@@ -452,6 +512,8 @@ class Engine:
         for i, j in pairs:
             a, b = entries[i], entries[j]
             if a is None or b is None:
+                lacks = [w.name for w, e in ((who[i], a), (who[j], b)) if e is None]
+                lacking.append(f"{q.text}, {who[i].name} against {who[j].name}: {' and '.join(lacks)} without this figure")
                 continue
             blank = _blank(q, who[i], who[j], a, b, self.level)
             if why := self._refused(a, b, who[i], who[j]):
@@ -460,7 +522,10 @@ class Engine:
                 self._at += 1
                 continue
             assert a.evidence is not None and b.evidence is not None
-            out.append(self._result(blank, a.evidence, b.evidence, who[i].run is who[j].run, drawn, i, j))
+            same = ""
+            if a.evidence.same(b.evidence):
+                same = identical(a, b, self.reader(who[i]).same_outputs(who[i].label, self.reader(who[j]), who[j].label))
+            out.append(self._result(blank, a.evidence, b.evidence, who[i].run is who[j].run, same, drawn, i, j))
             self._at += 1
         return out, lacking
 
@@ -468,32 +533,21 @@ class Engine:
         for e, who in ((a, first), (b, second)):
             if e.row.get("value") is None:
                 return f"{who.name} has no figure ({e.row.get('reason') or 'no reason given'})"
-            if e.evidence is None:
-                return "the run keeps nothing of this figure by which it could be compared"
-        assert a.evidence is not None and b.evidence is not None
-        if a.evidence.form != b.evidence.form:
-            return f"the figures are of two kinds ({a.evidence.form}, {b.evidence.form})"
-        if a.evidence.form == REPEATS:
-            return "" if comparable.same_machine(first.run, second.run) else "timed on different machines"
-        rows = {len(e.evidence.columns) for e in (a, b) if e.evidence is not None and e.evidence.summed}
-        if rows and rows != {len(self.of.persons)}:
-            return "the figures are of other persons"
-        return ""
+        return mismatch(a, b, self.reader(first), self.reader(second))
 
     def _result(
-        self, blank: Result, a: Evidence, b: Evidence, one_run: bool, drawn: dict[int, npt.NDArray[np.float64]], i: int, j: int
-    ) -> Result:
+        self, blank: Result, a: Evidence, b: Evidence, one_run: bool, same: str, drawn: dict[int, npt.NDArray[np.float64]],
+        i: int, j: int,
+    ) -> Result:  # fmt: skip
         persons = min(a.persons, b.persons)
         blank = replace(blank, persons=persons)
         if a.form == REPEATS:
             return _timed(blank, a, b, one_run)
         assert blank.value_a is not None and blank.value_b is not None
         difference = blank.value_a - blank.value_b
-        if a.same(b):
-            return replace(
-                blank, difference=0.0, identical=True, ci_reason="identical: the difference is exactly 0",
-                p_reason="identical", effect=None,
-            )  # fmt: skip
+        if same:
+            said = f"identical ({same}): the difference is exactly 0"
+            return replace(blank, difference=0.0, identical=True, ci_reason=said, p_reason="identical", effect=None)
         for k, e in ((i, a), (j, b)):
             if k not in drawn:
                 drawn[k] = e.draw(self.draws)
@@ -575,7 +629,7 @@ def difference_interval(a: Evidence, b: Evidence, replicates: npt.NDArray[np.flo
     if interval.lo is not None or persons < 2 or a.form not in RATES:
         return interval
     x, y = a.value(), b.value()
-    if {x, y} <= {0.0, 1.0}:
+    if {x, y} <= {0.0, 1.0} or bool((np.abs(replicates) <= 1e-12).all()):
         bound = intervals.zero_events_bound(persons, 1 - (1 - level) / 2)
         return Interval(
             max(-1.0, x - y - bound), min(1.0, x - y + bound), level, f"no event seen to differ: bounds over {persons} persons"

@@ -92,17 +92,24 @@ def read(folder: Path, rows: int) -> dict[int, Evidence]:
                 int(table["persons"][i]),
                 tuple(table["names"][i]),
             )
+            if fault := evidence.fault():
+                raise ValueError(fault)
             for r in table["rows"][i]:
                 if not 0 <= r < rows:
                     raise ValueError(f"row {r} of {rows}")
+                if r in out:
+                    raise ValueError(f"row {r} has two pieces of evidence")
                 out[r] = evidence
-    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's own errors are ValueErrors and OSErrors
+    except KeyError as error:
+        raise InputError(f"{path} is damaged: it has no column {error}", REMEDY) from error
+    except (OSError, ValueError, TypeError, NotImplementedError) as error:  # as pyarrow's own errors are
         raise InputError(f"{path} is damaged: {error}", REMEDY) from error
     return out
 
 
 def _columns(path: Path) -> dict[str, Any]:
     """The same as lists of arrays: Python floats would take ten times the memory."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)  # type: ignore[no-untyped-call]
@@ -110,6 +117,8 @@ def _columns(path: Path) -> dict[str, Any]:
     for name in table.column_names:
         column = table.column(name).combine_chunks()
         if name in ("columns", "replicates"):
+            if not pa.types.is_list(column.type):
+                raise ValueError(f"{name} are not lists but {column.type}")
             flat, ends = column.flatten().to_numpy(zero_copy_only=False), column.offsets.to_numpy()
             out[name] = [flat[a - ends[0] : b - ends[0]] for a, b in itertools.pairwise(ends)]
         else:

@@ -15,7 +15,6 @@ passes by identity, however few persons there are.
 from __future__ import annotations
 
 import fnmatch
-import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,14 +26,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from deidbench import comparable
-from deidbench.compare import Contestant, Entry, Question, Scored, check, contestants
+from deidbench.compare import Contestant, Entry, Question, Scored, check, contestants, identical, mismatch
 from deidbench.errors import InputError
 from deidbench.records import Run
 from deidbench.stats import intervals
 from deidbench.stats.evidence import RATES, REPEATS, Evidence
 from deidbench.stats.noninferiority import Decision, Outcome, equivalence, noninferiority, one_sided_bounds
-from deidbench.suite import line_of
+from deidbench.toml_errors import complaint
 from deidbench.words import amount, unit_word
 
 
@@ -208,8 +206,6 @@ def _listed(names: Sequence[str]) -> str:
 
 def load_margins(path: Path | None = None) -> Margins:
     """Reads a margins file; None: the bundled ones.  Raises InputError naming file and line."""
-    import difflib
-
     if path is None:
         text, origin = resources.files("deidbench.margins").joinpath("default.toml").read_text("utf-8"), "default.toml"
     else:
@@ -225,17 +221,7 @@ def load_margins(path: Path | None = None) -> Margins:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{origin}: not valid TOML: {error}", "see https://toml.io for the format") from error
     except ValidationError as error:
-        # a misspelt key explains the one that is missing
-        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        loc = tuple(first["loc"])
-        name = ".".join(str(p) for p in loc)
-        where = f"{origin}:{line_of(text, loc)}"
-        if first["type"] == "extra_forbidden":
-            known = list((Guard if loc[0] == "guard" else GateTable if loc[0] == "gate" else Margins).model_fields)
-            close = difflib.get_close_matches(str(loc[-1]), known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
-            raise InputError(f"{where}: unknown key {name!r}", hint) from None
-        raise InputError(f"{where}: {name}: {first['msg']}", "correct that line") from None
+        raise InputError(*complaint(error, Margins, text, origin)) from None
 
 
 def gate(
@@ -260,7 +246,7 @@ def gate(
     verdicts: list[Verdict] = []
     for first, second in pairs:
         x, y = old.entries.get(first.label, {}), new.entries.get(second.label, {})
-        same = same_outputs(old, new, first.label, second.label)
+        same = old.same_outputs(first.label, new, second.label)
         for guard in margins.guard:
             # what neither run has a figure of (an attacker without persons to learn from) guards nothing
             found = [
@@ -293,12 +279,6 @@ def _pairs(old: Sequence[Contestant], new: Sequence[Contestant], wanted: Sequenc
                 raise InputError(f"--method {text}: the {which} has no method {name!r}", f"it has: {', '.join(known)}")
         out.append((ours[first], theirs[second]))
     return out
-
-
-def same_outputs(old: Scored, new: Scored, first: str, second: str) -> str:
-    """In words, if both runs released the very same pictures; "" if not, or if a run does not say."""
-    a, b = old.outputs.get(first, {}), new.outputs.get(second, {})
-    return f"all {len(a)} outputs are the same pictures" if a and a == b and any(a.values()) else ""
 
 
 def _absent(method: str, guard: Guard, reason: str, strict: bool) -> Verdict:
@@ -343,24 +323,18 @@ class _Judge:
             if e is None or e.row.get("value") is None:
                 why = "" if e is None else f": {e.row.get('reason')}"
                 return lacking(f"the {which} has no such figure{why}")
-            if e.evidence is None:
-                return lacking(f"the {which} keeps nothing of this figure by which it could be compared")
-        assert a is not None and b is not None and a.evidence is not None and b.evidence is not None
+        assert a is not None and b is not None
+        if why := mismatch(a, b, self.old, self.new):
+            return lacking(why)
         x, y = a.evidence, b.evidence
-        persons = min(x.persons, y.persons)
-        if x.form == REPEATS or y.form == REPEATS:
+        assert x is not None and y is not None and before is not None and after is not None
+        if x.form == REPEATS:
             return self._speed(said, lacking, x, y, sign, guard)
-        if same and x.same(y):
-            zero = Decision(Outcome.PASS, 0.0, 0.0, 0.0, guard.margin, persons, None, same)
-            return said(zero, persons, same)
-        if x.form != y.form or (x.summed and not len(x.columns) == len(y.columns) == len(self.old.persons)):
-            return lacking("the figures are of two kinds, or of other persons")
-        assert before is not None and after is not None
+        persons = min(x.persons, y.persons)
+        # without the same pictures few persons prove nothing, whatever their numbers
+        if (why := identical(a, b, same)) and (same or persons >= self.table.min_persons):
+            return said(Decision(Outcome.PASS, 0.0, 0.0, 0.0, guard.margin, persons, None, why), persons, why)
         difference = sign * (after - before)
-        if x.same(y) and x.persons >= self.table.min_persons and x.form not in RATES:
-            # the figure rests on the very same numbers of every person, to the last bit
-            zero = Decision(Outcome.PASS, 0.0, 0.0, 0.0, guard.margin, persons, None, "the same numbers for every person")
-            return said(zero, persons, zero.reason)
         if persons < self.table.min_persons:
             few = f"{persons} persons, at least {self.table.min_persons} are asked for"
             needed = max(self.table.min_persons, persons + 1)
@@ -391,16 +365,14 @@ class _Judge:
 
     def _speed(self, said: Any, lacking: Any, x: Evidence, y: Evidence, sign: float, guard: Guard) -> Verdict:
         """Faces per second: medians of the repeats of two runs, which are not interleaved; the margin is a share."""
-        if not comparable.same_machine(self.old.run, self.new.run):
-            return lacking("timed on different machines")  # type: ignore[no-any-return]
-        a, b = x.columns[:, 0], y.columns[:, 0]
+        a, b = (e.columns.ravel() for e in (x, y))
+        if min(len(a), len(b)) < 6:
+            return lacking(f"{min(len(a), len(b))} repeats are too few for an interval")  # type: ignore[no-any-return]
         rng = np.random.default_rng([int(self.old.protocol("seed", 0)), len(a), len(b)])
         drawn = [np.median(v[rng.integers(0, len(v), (2000, len(v)))], axis=1) for v in (a, b)]
         change = sign * (drawn[1] / drawn[0] - 1)
         value = float(sign * (np.median(b) / np.median(a) - 1))
         lo, hi = np.quantile(change, [self.table.alpha, 1 - self.table.alpha])
-        if min(len(a), len(b)) < 6 or not math.isfinite(value):
-            return lacking(f"{min(len(a), len(b))} repeats are too few for an interval")  # type: ignore[no-any-return]
         rule = equivalence if guard.unchanged else noninferiority
         return said(rule(value, float(lo), float(hi), guard.margin), 0)  # type: ignore[no-any-return]
 

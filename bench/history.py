@@ -22,7 +22,7 @@ def guarded(runs: Sequence[Run], method: str, margins: Margins) -> dict[Question
 
     Raises InputError where no run has the method.
     """
-    entries = [Scored(run).entries.get(method, {}) for run in runs]
+    entries = [Scored(run, bare=True).entries.get(method, {}) for run in runs]
     if not any(entries):
         known = sorted({str(m["label"]) for run in runs for m in run.record.get("methods", [])})
         raise InputError(f"no run has the method {method!r}", f"they have: {', '.join(known) or 'none'}")
@@ -38,7 +38,7 @@ def lines(runs: Sequence[Run], method: str, questions: Sequence[Question]) -> li
     """One record per run and figure: folder, time, commit, weights, value, interval."""
     out = []
     for run in runs:
-        entries = Scored(run).entries.get(method, {})
+        entries = Scored(run, bare=True).entries.get(method, {})
         record: dict[str, Any] = next((m for m in run.record.get("methods", []) if m["label"] == method), {})
         environment = run.record.get("environment", {})
         for q in questions:

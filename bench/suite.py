@@ -28,6 +28,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from deidbench.errors import SuiteError
+from deidbench.toml_errors import complaint, line_of
 
 #: Frozen protocols; each is the bundled suite of that name.
 PROTOCOLS = ("deidbench-v1", "deidbench-v2", "deidbench-v3")
@@ -333,71 +334,10 @@ def _params_of(raw: Mapping[str, Any], override: str, keys: Sequence[str]) -> di
 
 
 def _validate(raw: Mapping[str, Any], text: str, origin: str, inherited: int) -> SuiteFile:
-    import difflib
-
     try:
         return SuiteFile.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        loc = tuple(
-            part - inherited if isinstance(part, int) and first["loc"][0] == "methods" else part for part in first["loc"]
-        )
-        where = f"{origin}:{line_of(text, loc)}"
-        name = ".".join(str(p) for p in loc)
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        if first["type"] == "extra_forbidden":
-            known = _known_keys(loc)
-            close = difflib.get_close_matches(str(loc[-1]), known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
-            raise SuiteError(f"{where}: unknown key {name!r}{more}", hint) from None
-        raise SuiteError(f"{where}: {name}: {first['msg']}{more}", "correct that line") from None
-
-
-def _known_keys(loc: Sequence[str | int]) -> list[str]:
-    model: Any = SuiteFile
-    for part in loc[:-1]:
-        if isinstance(part, int):
-            continue
-        annotation = model.model_fields[part].annotation
-        inner = getattr(annotation, "__args__", (annotation,))[0]
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        model = inner
-    return list(model.model_fields)
-
-
-def line_of(text: str, loc: Sequence[str | int]) -> int:
-    """Line (from 1) in TOML ``text`` of the key at ``loc``, e.g. ``("methods", 1, "sweep")``; of its table if not found.
-
-    TOML parsers for Python give no positions, so headers and keys are followed here by hand; good for the flat tables
-    of a suite.
-    """
-    names = [str(p) for p in loc if isinstance(p, str)]
-    wanted_index = {i: p for i, p in enumerate(loc) if isinstance(p, int)}
-    index = next(iter(wanted_index.values()), None)
-    best = 1
-    table: list[str] = []
-    counts: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        header = re.match(r"\s*\[(\[)?\s*([^\]]+?)\s*\]", line)
-        if header:
-            table = [part.strip(" \"'") for part in header.group(2).split(".")]
-            if header.group(1):
-                counts[table[0]] = counts.get(table[0], -1) + 1
-        same_item = index is None or not table or table[0] != names[0] or counts.get(table[0], 0) == index
-        if header and same_item and table == names[: len(table)]:
-            best = number
-            if table == names:
-                return number
-            continue
-        assignment = re.match(r"\s*([A-Za-z0-9_.\"'-]+)\s*=", line)
-        if assignment and same_item:
-            path = [*table, *(part.strip("\"'") for part in assignment.group(1).split("."))]
-            if path == names:
-                return number
-            if path == names[: len(path)]:
-                best = number
-    return best
+        raise SuiteError(*complaint(error, SuiteFile, text, origin, inherited)) from None
 
 
 def _expand(file: SuiteFile, text: str, origin: str, inherited: int) -> tuple[MethodSpec, ...]:

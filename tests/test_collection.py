@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from deidbench import cli
-from deidbench.collection import given_data, is_collection, line_of, load_collection, ready, suite_for
+from deidbench.collection import given_data, is_collection, load_collection, ready, suite_for
 from deidbench.errors import ExitCode, InputError, SuiteError
 from deidbench.records import read_run
 from deidbench.suite import load_suite
+from deidbench.toml_errors import line_of
 
 SMALL = """\
 [collection]

@@ -166,11 +166,11 @@ def test_methods_that_are_nowhere_are_named(run):
     ("text", "said"),
     [
         ("", "guard: Field required"),
-        ("[[guard]]\nmetric = 'a'\nmargin = -1\n", "m.toml:3: guard.0.margin"),
-        ("[[guard]]\nmetric = 'a'\nmargin = inf\n", "m.toml:3: guard.0.margin"),
+        ("[[guard]]\nmetric = 'a'\nmargin = -1\n", "m.toml:3: guard.margin"),
+        ("[[guard]]\nmetric = 'a'\nmargin = inf\n", "m.toml:3: guard.margin"),
         ("[[guard]]\nmetric = 'a'\nmargn = 1\n", "did you mean 'margin'"),
         ("[gate]\nalpha = 0.7\n[[guard]]\nmetric = 'a'\nmargin = 1\n", "m.toml:2: gate.alpha"),
-        ("[[guard]]\nmetric = 'a'\nmargin = 1\nworse = 'up'\n", "m.toml:4: guard.0.worse"),
+        ("[[guard]]\nmetric = 'a'\nmargin = 1\nworse = 'up'\n", "m.toml:4: guard.worse"),
         ("guard = 3 =", "not valid TOML"),
     ],
 )

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from deidbench.errors import SuiteError
-from deidbench.suite import bundled, line_of, load_suite
+from deidbench.suite import bundled, load_suite
+from deidbench.toml_errors import line_of
 
 GOOD = """\
 [suite]
@@ -57,7 +58,7 @@ def test_extends_adds_methods_and_keeps_the_rest(tmp_path: Path) -> None:
     [
         (GOOD + "[protocol]\nseed = 3\nsede = 4\n", 11, "unknown key 'protocol.sede'"),
         (GOOD + "[protocl]\nseed = 3\n", 9, "unknown key 'protocl'"),
-        (GOOD + '[[methods]]\nname = "blur"\nstrenght = 3\n', 11, "unknown key 'methods.1.strenght'"),
+        (GOOD + '[[methods]]\nname = "blur"\nstrenght = 3\n', 11, "unknown key 'methods.strenght'"),
         (GOOD + "[protocol]\nseed = -3\n", 10, "greater than or equal to 0"),
         (GOOD + '[protocol]\n\ncomparison = "all"\n', 11, "protocol.comparison"),
         (GOOD.replace("extends", "extend"), 3, "unknown key 'suite.extend'"),

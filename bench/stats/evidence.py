@@ -106,6 +106,18 @@ FORMS: dict[str, Form] = {
     "skill": _skill,
     "pearson": _pearson,
 }
+#: How many columns a form may have.
+WIDTHS: dict[str, Callable[[int], bool]] = {
+    "rate": lambda m: m == 2,
+    "mean": lambda m: m == 2,
+    "macro": lambda m: m > 0 and m % 2 == 0,
+    "macro-f1": lambda m: m > 0 and m % 3 == 0,
+    "largest": lambda m: m > 1,
+    "kappa": lambda m: m > 3 and m % 2 == 0,
+    "skill": lambda m: m > 0 and m % 6 == 0,
+    "pearson": lambda m: m == 6,
+    "repeats": lambda m: m == 1,
+}
 #: In [0, 1] and made of events: 0 and 1 mean that no event, or nothing else, was seen.
 RATES = ("rate", "macro", "macro-f1", "largest")
 #: Kept as replicates.
@@ -175,6 +187,42 @@ class Evidence:
             and np.array_equal(self.columns, other.columns, equal_nan=True)
             and np.array_equal(self.replicates, other.replicates, equal_nan=True)
         )
+
+    @property
+    def telling(self) -> bool:
+        """Do the very same numbers mean the very same pictures?
+
+        Sums of real numbers that vary between persons, or replicates that vary, do not agree to the last bit by chance.
+        Counts do: two methods of which nobody saw an event have the same ones.
+        """
+        if self.form == DISTRIBUTION:
+            known = self.replicates[~np.isnan(self.replicates)]
+            return bool(known.size and np.ptp(known) > 0)
+        if self.form not in ("mean", "pearson"):
+            return False
+        first = self.columns[:, 0 if self.form == "mean" else 1]
+        return bool(first.size and np.ptp(first) > 0 and (first != np.rint(first)).any())
+
+    def fault(self) -> str:
+        """In words, what cannot be right about it (it was read from a file); "" where nothing is."""
+        shape, p = self.columns.shape, len(self.columns)
+        if self.persons < 0 or (self.summed and self.columns.size and self.persons > p):
+            return f"{self.persons} persons of {p}"
+        if not np.isfinite(self.columns).all() or np.isinf(self.replicates).any():
+            return f"a {self.form} of numbers that are not finite"
+        if self.form == DISTRIBUTION:
+            return "a distribution with columns" if self.columns.size else ""
+        if not self.columns.size:
+            return ""
+        if not WIDTHS[self.form](shape[1]):
+            return f"a {self.form} does not have {shape[1]} columns"
+        if self.form == REPEATS:
+            return "" if (self.columns > 0).all() else "repeats of a stop-watch are positive"
+        if self.form in RATES:
+            k = shape[1] - 1 if self.form == "largest" else shape[1] // (3 if self.form == "macro-f1" else 2)
+            if (self.columns < 0).any() or (self.columns[:, :k] > self.columns[:, k : 2 * k] * (1 + 1e-9)).any():
+                return f"a {self.form} with more events than trials, or fewer than none"
+        return ""
 
     def means(self) -> Values:
         """(P,) each person's own figure, NaN where one has none; only of rates and means."""
