@@ -202,10 +202,10 @@ def mismatch(a: Entry, b: Entry, ours: Scored, theirs: Scored) -> str:
     for e in (a, b):
         if e.evidence is None:
             return "the run keeps nothing of this figure by which it could be compared"
-        value = e.row.get("value")
-        if e.evidence.summed and e.evidence.columns.size and value is not None:
-            if not math.isclose(e.evidence.value(), float(value), rel_tol=1e-6, abs_tol=1e-6):
-                return f"the evidence gives another value ({e.evidence.value():.4g}, not {float(value):.4g})"
+        if e.evidence.summed and e.evidence.columns.size and (value := _number(e.row.get("value"))) is not None:
+            again = e.evidence.value()
+            if not math.isclose(again, value, rel_tol=1e-6, abs_tol=1e-6):
+                return f"the evidence gives another value ({again:.4g}, not {value:.4g})"
     x, y = a.evidence, b.evidence
     assert x is not None and y is not None
     if x.form != y.form:

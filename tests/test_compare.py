@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,96 @@ def test_damaged_evidence_is_named(tmp_path, bad):
     (tmp_path / evidence.FILE).write_bytes(bad)
     with pytest.raises(InputError, match=r"evidence\.parquet is damaged"):
         evidence.read(tmp_path, 5)
+
+
+def test_evidence_that_cannot_be_right_is_named(tmp_path):
+    """A crash would end the gate with 1, which CI takes for "got worse"."""
+    from deidbench.stats.evidence import Evidence
+
+    two, three = np.ones((4, 2)), np.ones((4, 3))
+    for form, columns, persons, said in [
+        ("rate", three, 4, "a rate does not have 3 columns"),
+        ("macro", three, 4, "a macro does not have 3 columns"),
+        ("macro-f1", two, 4, "a macro-f1 does not have 2 columns"),
+        ("skill", three, 4, "a skill does not have 3 columns"),
+        ("pearson", two, 4, "a pearson does not have 2 columns"),
+        ("repeats", two, 0, "a repeats does not have 2 columns"),
+        ("repeats", -two[:, :1], 0, "positive"),
+        ("rate", two * [[2, 1]], 4, "more events than trials"),
+        ("largest", three * [[0, 2, 1]], 4, "more events than trials"),
+        ("mean", two * np.nan, 4, "not finite"),
+        ("rate", two, 5, "5 persons of 4"),
+        ("rate", two, -1, "-1 persons"),
+        ("distribution", two, 4, "a distribution with columns"),
+    ]:
+        assert said in Evidence(form, columns, np.empty(0), persons).fault()
+    rows = [r.__class__(**{**r.plain(), "evidence": Evidence("macro", three, np.empty(0), 4)}) for r in some_rows()]
+    (tmp_path / evidence.FILE).write_bytes(evidence.to_parquet(rows))
+    with pytest.raises(InputError, match="is damaged: a macro does not have 3 columns"):
+        evidence.read(tmp_path, len(rows))
+    table = pd.read_parquet(tmp_path / evidence.FILE)
+    for damage, said in [
+        ({"width": 2, "form": "mean"}, "row 0 has two pieces"),
+        ({"columns": 1.0}, "columns are not lists"),
+    ]:
+        pd.concat([table, table]).assign(**damage).to_parquet(tmp_path / evidence.FILE)
+        with pytest.raises(InputError, match=said):
+            evidence.read(tmp_path, len(rows))
+    table.drop(columns="form").to_parquet(tmp_path / evidence.FILE)
+    with pytest.raises(InputError, match="no column 'form'"):
+        evidence.read(tmp_path, len(rows))
+
+
+def some_rows():
+    from deidbench.records import Row
+
+    return [Row("d", "m", "reid.rank1", "rate", False, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda r: r.update(protocol=[1]), "run.json is damaged: protocol"),
+        (lambda r: r.update(methods="x"), "run.json is damaged: methods"),
+        (lambda r: r["methods"][0].pop("label"), "every label a text of its own"),
+        (lambda r: r["methods"][0].update(label="mask"), "every label a text of its own"),
+        (lambda r: r["protocol"].update(confidence="x", replicates=-1), r"protocol\.confidence, protocol\.replicates"),
+        (lambda r: r["environment"].update(git="abc"), r"environment\.git"),
+    ],
+)
+def test_a_damaged_record_is_named(run, change, said):
+    record = json.loads(json.dumps(run.record))
+    change(record)
+    with pytest.raises(InputError, match=said):
+        c.compare([replace(run, record=record)])
+
+
+def test_damaged_tables_are_named(run):
+    for name, change, said in [
+        ("rows", lambda t: t.drop(columns="method"), r"rows\.parquet is damaged: it has no column method"),
+        ("images", lambda t: t.drop(columns="subject_id"), r"images\.parquet is damaged: it has no column subject_id"),
+        ("rows", lambda t: t.assign(value="x"), r"rows\.parquet is damaged: value"),
+        ("rows", lambda t: t.assign(trusted="no"), r"rows\.parquet is damaged: trusted"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            c.compare([replace(run, **{name: change(getattr(run, name))})])
+
+
+def test_evidence_of_another_value_or_other_persons_is_not_compared(run):
+    wanted = {"only": ["mask", "noise"], "metrics": ["quality.ssim_face", "reid.eer/sface"]}
+    rows = run.rows.assign(value=np.where(run.rows.metric == "quality.ssim_face", run.rows.value + 0.1, run.rows.value))
+    found = c.compare([replace(run, rows=rows)], **wanted)
+    assert {bool(r.reason) for r in found.results if r.metric == "reid.eer"} == {False}
+    assert ["the evidence gives another value" in r.reason for r in found.results if r.metric == "quality.ssim_face"] == [True]
+    # as many persons, but others: neither sums nor replicates are pairs
+    other = replace(
+        run,
+        folder=run.folder.parent / ".." / "reference" / "demo",
+        images=run.images.assign(subject_id="x" + run.images.subject_id),
+    )
+    found = c.compare([run, other], force=True, **{**wanted, "only": ["mask"]})
+    assert {r.reason for r in found.results} == {"the figures are of other persons"}
+    assert len(found.left_out) == len(found.results) == 3
 
 
 def test_a_run_without_evidence_says_what_to_do(tmp_path):
@@ -208,6 +299,27 @@ def test_the_same_method_twice_is_identical(tmp_path, run):
             assert r.p is None
             assert "identical" in r.verdict
     assert not [r for r in found.results if r.better]
+
+
+def test_equal_counts_of_different_pictures_are_not_identical(run):
+    """Nothing is withheld by either: nothing was seen to differ, which 40 persons bound."""
+    found = c.compare([run], only=["mask", "noise"], metrics=["reid.withheld"])
+    (r,) = found.results
+    assert (r.difference, r.identical, r.p) == (0, False, None)
+    assert r.hi == -r.lo == pytest.approx(intervals.zero_events_bound(40, 0.95))
+    assert "no test: " in r.verdict
+    assert r.p_reason
+
+
+def test_a_method_that_lacks_a_figure_is_told(run):
+    rows = run.rows.copy()
+    rows.loc[(rows.method == "mask") & (rows.metric == "quality.ssim_face"), "metric"] = "quality.other"
+    found = c.compare([replace(run, rows=rows)], only=["mask", "noise", "blur 0.03"], metrics=["quality.ssim_face"])
+    assert len(found.results) == 1
+    assert found.left_out == (
+        "quality.ssim_face, mask against blur 0.03: mask without this figure",
+        "quality.ssim_face, mask against noise: mask without this figure",
+    )
 
 
 def test_zero_events_in_both_bound_each_other(run):
