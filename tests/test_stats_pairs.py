@@ -175,14 +175,16 @@ def test_edges_between_two_float32_are_not_rounded_down():
     assert found.impostor[0, 1] == (p.impostor.astype(float) >= edge).sum() < (p.impostor >= np.float32(edge)).sum()
 
 
+@pytest.mark.parametrize("cells", [0, 1 << 26])
 @pytest.mark.parametrize(("columns", "block", "exact32"), [(1, 1 << 24, 1 << 24), (20, 50, 1 << 24), (40, 1 << 24, 100)])
-def test_blocks_and_precision_change_nothing(monkeypatch, columns, block, exact32):
+def test_blocks_and_precision_change_nothing(monkeypatch, columns, block, exact32, cells):
     p = make(13, 4, 2)
     draws = intervals.person_draws(names(13), 40, 0)
     whole = pairs.bootstrap_all(p, draws)
     monkeypatch.setattr(pairs, "_COLUMNS", columns)
     monkeypatch.setattr(pairs, "_BLOCK", block)
     monkeypatch.setattr(pairs, "_EXACT32", exact32)
+    monkeypatch.setattr(pairs, "_CELLS", cells)
     assert len(list(pairs._blocks(13))) > 1
     for a, b in zip(whole, pairs.bootstrap_all(p, draws), strict=True):
         np.testing.assert_array_equal(a, b)

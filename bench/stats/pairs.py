@@ -31,6 +31,8 @@ _COLUMNS = 1 << 14
 _BLOCK = 1 << 24
 #: Whole numbers below this are exact in float32.
 _EXACT32 = 1 << 24
+#: Counts of pairs of persons and score bins that are held at once (512 MB); beyond, they are made block by block.
+_CELLS = 1 << 26
 
 Values = npt.NDArray[np.float64]
 
@@ -237,6 +239,24 @@ def _histograms(pairs: Pairs, draws: npt.NDArray[np.uint8], split: _Split) -> Bi
     persons, bins = draws.shape[1], split.bins
     mine = np.bincount(pairs.genuine_person * bins + split.genuine, minlength=persons * bins).reshape(persons, bins)
     genuine = draws.astype(np.float64) @ mine.astype(np.float64)
+    whole = _Block(0, max(persons - 1, 0), persons)
+    if persons > 1 and whole.columns * bins <= _CELLS:
+        # One table for all pairs of persons, in one pass over the scores.
+        i, j = np.triu_indices(persons, 1)
+        number = np.zeros((persons, persons), np.intp)
+        number[i, j] = number[j, i] = np.arange(whole.columns)
+        cell = number.ravel()[pairs.impostor_a * persons + pairs.impostor_b]
+        cell *= bins
+        cell += split.impostor
+        table = np.bincount(cell, minlength=whole.columns * bins).reshape(-1, bins)
+        per_pair = np.zeros((persons, persons))
+        per_pair[i, j] = table.sum(1)
+
+        def rows_of(block: _Block, dtype: Any) -> npt.NDArray[Any]:
+            first = int(whole.column(block.start)) + block.start + 1
+            return table[first : first + block.columns].astype(dtype)
+
+        return Binned(genuine, _forms(draws, per_pair, rows_of, bins))
     a, b = np.minimum(pairs.impostor_a, pairs.impostor_b), np.maximum(pairs.impostor_a, pairs.impostor_b)
     per_pair = _by_persons(a * persons + b, persons)
     blocks = list(_blocks(persons))

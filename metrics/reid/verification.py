@@ -28,14 +28,15 @@ def extract(
     rows = np.flatnonzero(same_image >= 0)
     take[rows, same_image[rows]] = False
     mate = probe_person[:, None] == gallery_person[None, :]
-    genuine, impostor = np.nonzero(mate & take), np.nonzero(~mate)
+    stranger = ~mate
+    genuine = np.nonzero(mate & take)
     values = np.where(np.isnan(scores), np.float32(-np.inf), scores).astype(np.float32, copy=False)
     return Pairs(
         values[genuine],
         probe_person[genuine[0]],
-        values[impostor],
-        probe_person[impostor[0]],
-        gallery_person[impostor[1]],
+        values[stranger],
+        np.repeat(probe_person, stranger.sum(1)),
+        np.broadcast_to(gallery_person, scores.shape)[stranger],
     )
 
 
