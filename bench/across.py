@@ -20,13 +20,17 @@ from deidbench.stats.many import MIN_DATASETS, Ranking, friedman
 
 @dataclass(frozen=True)
 class Ranked:
-    """One figure over all data sets.  scores: value by data set and method, None where there is none."""
+    """One figure over all data sets.
+
+    scores: value by data set and method, None where there is none.  untrusted: data sets with a figure that is not trusted.
+    """
 
     question: Question
     unit: str
     higher_is_better: bool
     scores: tuple[tuple[float | None, ...], ...]
     ranking: Ranking
+    untrusted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Across:
                 {
                     **r.question._asdict(), "unit": r.unit, "higher_is_better": r.higher_is_better,
                     "scores": [list(s) for s in r.scores], "reason": r.ranking.reason, "method": r.ranking.method,
-                    "note": r.ranking.note, "left_out": list(r.ranking.left_out), "p": r.ranking.p,
+                    "note": r.ranking.note, "untrusted": list(r.untrusted), "left_out": list(r.ranking.left_out), "p": r.ranking.p,
                     "chi2": r.ranking.chi2, "iman_davenport_f": r.ranking.f, "iman_davenport_p": r.ranking.f_p,
                     "average_ranks": dict(zip(r.ranking.names, r.ranking.ranks, strict=False)),
                     "cliques": [[r.ranking.names[i] for i in c] for c in r.ranking.cliques],
@@ -93,6 +97,8 @@ def across(
     methods = [m for m in order if all(m in e for e in each)]
     if len(methods) < 2:
         raise InputError("fewer than two methods are in every run", "run the same suite on every data set")
+    if alone := sorted(set().union(*each) - set(methods)):
+        remarks.append(f"not in every run, and not ranked: {', '.join(alone)}")
     names = _names(runs)
     entries = [Scored(run, bare=True).entries for run in runs]
     questions = asked([e[m] for e in entries for m in methods], metrics or DEFAULT_METRICS)
@@ -102,6 +108,7 @@ def across(
         first = next(x for line in rows for x in line if x is not None)
         better = first.row.get("higher_is_better")
         if better is None:
+            remarks.append(f"{q.text} is not ranked: neither direction is better")
             continue
         scores = [
             tuple(None if x is None or x.row.get("value") is None else float(x.row["value"]) for x in line) for line in rows
@@ -109,6 +116,7 @@ def across(
         table = np.array([[np.nan if v is None else v for v in line] for line in scores])
         there = ~np.isnan(table).all(1)
         if there.sum() < MIN_DATASETS or not bool((~np.isnan(table[there])).all(0).sum() > 1):
+            remarks.append(f"{q.text} is not ranked: fewer than two methods have it on {MIN_DATASETS} data sets")
             continue
         found = friedman(
             table[there],
@@ -117,7 +125,12 @@ def across(
             higher_is_better=bool(better),
             alpha=alpha,
         )
-        ranked.append(Ranked(q, str(first.row.get("unit") or ""), bool(better), tuple(scores), found))
+        doubted = tuple(
+            n
+            for n, line in zip(names, rows, strict=True)
+            if any(x is not None and not x.row.get("trusted", True) for x in line)
+        )
+        ranked.append(Ranked(q, str(first.row.get("unit") or ""), bool(better), tuple(scores), found, doubted))
     if not ranked:
         raise InputError("no figure is there on five data sets for two methods", "--metric NAME asks for another one")
     return Across(tuple(ranked), tuple(methods), tuple(names), tuple(differ), tuple(remarks))

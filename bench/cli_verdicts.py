@@ -115,23 +115,32 @@ def gate(
     deidbench gate old new --margins margins.toml --junit gate.xml --markdown summary.md
     """
     import json
+    import traceback
 
     from deidbench import gate as g
-    from deidbench.images import atomic_write
+    from deidbench.errors import DeidbenchError, ExitCode
     from deidbench.progress import console
     from deidbench.records import read_run
     from deidbench.report import gate as report
+    from deidbench.report.view import write_atomically
 
-    found = g.gate(
-        read_run(baseline), read_run(candidate), g.load_margins(margins), methods=methods, force=force, strict=strict
-    )
+    try:
+        found = g.gate(
+            read_run(baseline), read_run(candidate), g.load_margins(margins), methods=methods, force=force, strict=strict
+        )
+    except (DeidbenchError, OSError):
+        raise
+    except Exception:  # an error of ours is no "got worse", which Python's own exit code 1 would say
+        traceback.print_exc()
+        click.echo("error: the gate itself failed, which decides nothing; please report the lines above", err=True)
+        sys.exit(ExitCode.USAGE)
     for path, text in (
         (junit, report.junit(found) if junit else ""),
         (markdown, report.markdown(found) if markdown else ""),
         (json_file, json.dumps(found.record(), indent=1) if json_file else ""),
     ):
         if path is not None and str(path) != "-":
-            atomic_write(path, text)
+            write_atomically(path, text)
     if str(json_file) == "-":
         click.echo(json.dumps(found.record(), indent=1))
     elif not quiet:

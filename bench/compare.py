@@ -151,6 +151,15 @@ class Result:
     verdict: str = ""
 
     @property
+    def opposed(self) -> bool:
+        """Do most persons differ the one way, but the mean over images the other?  Then the test does not speak for the mean."""
+        return self.shift is not None and self.difference is not None and self.shift * self.difference < 0
+
+    def shown(self, alpha: float) -> bool:
+        """Does the test show the difference?"""
+        return self.p_holm is not None and self.p_holm < alpha and not self.opposed
+
+    @property
     def question(self) -> Question:
         return Question(self.metric, self.attacker, self.recognizer, self.convention, self.comparison, self.label)
 
@@ -197,12 +206,17 @@ class Entry(NamedTuple):
     evidence: Evidence | None
 
 
+def figure(entry: Entry) -> float | None:
+    """The figure itself, None where there is none."""
+    return _number(entry.row.get("value"))
+
+
 def mismatch(a: Entry, b: Entry, ours: Scored, theirs: Scored) -> str:
     """In words, why the evidence of two figures cannot be set against each other; "" where it can."""
     for e in (a, b):
         if e.evidence is None:
             return "the run keeps nothing of this figure by which it could be compared"
-        if e.evidence.summed and e.evidence.columns.size and (value := _number(e.row.get("value"))) is not None:
+        if e.evidence.summed and e.evidence.columns.size and (value := figure(e)) is not None:
             again = e.evidence.value()
             if not math.isclose(again, value, rel_tol=1e-6, abs_tol=1e-6):
                 return f"the evidence gives another value ({again:.4g}, not {value:.4g})"
@@ -531,7 +545,7 @@ class Engine:
 
     def _refused(self, a: Entry, b: Entry, first: Contestant, second: Contestant) -> str:
         for e, who in ((a, first), (b, second)):
-            if e.row.get("value") is None:
+            if figure(e) is None:
                 return f"{who.name} has no figure ({e.row.get('reason') or 'no reason given'})"
         return mismatch(a, b, self.reader(first), self.reader(second))
 
@@ -668,8 +682,8 @@ def _blank(q: Question, first: Contestant, second: Contestant, a: Entry, b: Entr
         higher_is_better=None if row.get("higher_is_better") is None else bool(row["higher_is_better"]),
         a=first.name,
         b=second.name,
-        value_a=_number(a.row.get("value")),
-        value_b=_number(b.row.get("value")),
+        value_a=figure(a),
+        value_b=figure(b),
         level=level,
         trusted=bool(a.row.get("trusted", True)) and bool(b.row.get("trusted", True)),
         images=int(min(a.row.get("n_images") or 0, b.row.get("n_images") or 0)),
@@ -677,7 +691,7 @@ def _blank(q: Question, first: Contestant, second: Contestant, a: Entry, b: Entr
 
 
 def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def adjusted(found: Sequence[Result], alpha: float = ALPHA) -> list[Result]:
@@ -692,7 +706,7 @@ def adjusted(found: Sequence[Result], alpha: float = ALPHA) -> list[Result]:
         size = f"{metric}, {len(members)} test{'s' * (len(members) != 1)}"
         for i, p in zip(members, ps.tolist(), strict=True):
             r = replace(out[i], p_holm=p, family=size)
-            if p < alpha and r.difference and r.higher_is_better is not None:
+            if r.shown(alpha) and r.difference and r.higher_is_better is not None:
                 r = replace(r, better="a" if (r.difference > 0) == r.higher_is_better else "b")
             out[i] = r
     return out

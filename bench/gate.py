@@ -5,7 +5,8 @@ turned so that positive is worse, and held against its margin (:mod:`deidbench.s
 
 * the upper bound lies inside the margin: passed;
 * the whole interval lies beyond it: failed;
-* it straddles the margin, or there is no interval: undecided, which is no pass.
+* it straddles the margin, or there is no interval: undecided, which is no pass; nor is what the candidate's own attackers or
+  classifiers, other than the baseline's, failed their check in.
 
 A gate that takes all of its figures to pass needs no correction for their number (intersection-union test, Berger 1982).  Where the
 outputs of both runs are the same pictures, or the figure rests on the very same numbers throughout, the difference is exactly 0 and
@@ -26,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from deidbench.compare import Contestant, Entry, Question, Scored, check, contestants, identical, mismatch
+from deidbench.compare import Contestant, Entry, Question, Scored, check, contestants, figure, identical, mismatch
 from deidbench.errors import InputError
 from deidbench.records import Run
 from deidbench.stats import intervals
@@ -110,24 +111,24 @@ class Verdict:
     identical: str
     trusted: bool
     reason: str
+    comparison: str = ""
 
     @property
     def name(self) -> str:
         """The figure: metric, and whose."""
-        more = [
-            x
-            for x in (self.attacker, self.recognizer, self.label, self.convention if self.convention != "headline" else "")
-            if x
-        ]
+        convention = self.convention if self.convention != "headline" else ""
+        comparison = self.comparison if self.metric.startswith("emotion.") else ""
+        more = [x for x in (self.attacker, self.recognizer, comparison, self.label, convention) if x]
         return self.metric + (f" ({', '.join(more)})" if more else "")
 
     @property
     def words(self) -> str:
         """One line."""
+        trust = "" if self.trusted else "; not trusted"
         if self.identical:
-            return f"unchanged ({self.identical})"
+            return f"unchanged ({self.identical}){trust}"
         if self.difference is None:
-            return self.reason
+            return self.reason + trust
         if self.unit == "faces/s":
             size = f"{100 * abs(self.difference):.1f} % {'slower' if self.difference > 0 else 'faster'}"
             bounds = (
@@ -147,7 +148,7 @@ class Verdict:
         if self.outcome == Outcome.INCONCLUSIVE:
             need = f"about {self.persons_needed} persons would decide" if self.persons_needed else self.reason
             said += f"; {need} ({self.persons} here)"
-        return said + ("" if self.trusted else "; not trusted")
+        return said + trust
 
 
 @dataclass(frozen=True)
@@ -242,10 +243,16 @@ def gate(
     differ, remarks = check([baseline, candidate], force=force)
     old, new = Scored(baseline), Scored(candidate)
     pairs = _pairs(contestants([baseline]), contestants([candidate]), methods)
+    if not methods:
+        for one, other, which in ((old, new, "baseline"), (new, old, "candidate")):
+            names = [{m["label"] for m in s.run.record.get("methods", []) if not m.get("control")} for s in (one, other)]
+            if alone := sorted(names[0] - names[1]):
+                remarks.append(f"only in the {which}, and not gated: {', '.join(alone)}")
     judge = _Judge(old, new, margins.gate)
     verdicts: list[Verdict] = []
     for first, second in pairs:
         x, y = old.entries.get(first.label, {}), new.entries.get(second.label, {})
+        name = first.label if first.label == second.label else f"{first.label} → {second.label}"
         same = old.same_outputs(first.label, new, second.label)
         for guard in margins.guard:
             # what neither run has a figure of (an attacker without persons to learn from) guards nothing
@@ -254,8 +261,8 @@ def gate(
                 if guard.guards(q) and any(e is not None and e.row.get("value") is not None for e in (x.get(q), y.get(q)))
             ]  # fmt: skip
             if not found and not guard.optional:
-                verdicts.append(_absent(first.name, guard, "neither run has this figure", strict))
-            verdicts += [judge.verdict(first.name, q, guard, x.get(q), y.get(q), same, strict) for q in found]
+                verdicts.append(_absent(name, guard, "neither run has this figure", strict))
+            verdicts += [judge.verdict(name, q, guard, x.get(q), y.get(q), same, strict) for q in found]
     return Gate(str(baseline.folder), str(candidate.folder), tuple(verdicts), margins.gate.alpha, tuple(differ), tuple(remarks))
 
 
@@ -271,22 +278,28 @@ def _pairs(old: Sequence[Contestant], new: Sequence[Contestant], wanted: Sequenc
         return both
     out = []
     for text in wanted:
-        first, equals, second = text.partition("=")
-        if not equals:
-            second = first
-        for name, known, which in ((first, ours, "baseline"), (second, theirs, "candidate")):
-            if name not in known:
-                raise InputError(f"--method {text}: the {which} has no method {name!r}", f"it has: {', '.join(known)}")
-        out.append((ours[first], theirs[second]))
-    return out
+        # a name may have = in it: whole first, then cut at each of them
+        cuts = [i for i, x in enumerate(text) if x == "="]
+        ways = [(text, text), *((text[:i], text[i + 1 :]) for i in cuts)]
+        found = next((w for w in ways if w[0] in ours and w[1] in theirs), None)
+        if found is None:
+            first, second = ways[-1] if len(cuts) == 1 else ways[0]
+            name, known, which = (second, theirs, "candidate") if first in ours else (first, ours, "baseline")
+            raise InputError(f"--method {text}: the {which} has no method {name!r}", f"it has: {', '.join(known)}")
+        out.append((ours[found[0]], theirs[found[1]]))
+    return list(dict.fromkeys(out))
 
 
 def _absent(method: str, guard: Guard, reason: str, strict: bool) -> Verdict:
     outcome = Outcome.FAIL if strict else Outcome.INCONCLUSIVE
     return Verdict(
         method, guard.metric, guard.attacker, guard.recognizer, guard.label, guard.convention, "", None, None, None, None, None,
-        guard.margin, guard.unchanged, str(outcome), 0, None, "", True, reason,
+        guard.margin, guard.unchanged, str(outcome), 0, None, "", True, reason, guard.comparison,
     )  # fmt: skip
+
+
+def _trusted(entry: Entry | None) -> bool:
+    return entry is None or bool(entry.row.get("trusted", True))
 
 
 @dataclass(eq=False)
@@ -300,13 +313,18 @@ class _Judge:
     ) -> Verdict:
         row: Mapping[str, Any] = (a or b).row if a or b else {}  # type: ignore[union-attr]
         unit, better = str(row.get("unit") or ""), row.get("higher_is_better")
-        before, after = (None if e is None or e.row.get("value") is None else float(e.row["value"]) for e in (a, b))
-        trusted = all(bool(e.row.get("trusted", True)) for e in (a, b) if e is not None)
+        before, after = (None if e is None else figure(e) for e in (a, b))
+        trusted = _trusted(a) and _trusted(b)
 
         def said(d: Decision, persons: int, identical: str = "") -> Verdict:
+            if d.outcome is Outcome.PASS and not identical and _trusted(a) and not _trusted(b):
+                # an attacker that has failed names nobody: that is no privacy
+                why = "the candidate's figure is not trusted, the baseline's is"
+                d = d._replace(outcome=Outcome.INCONCLUSIVE, persons_needed=None, reason=why)
             return Verdict(
                 method, q.metric, q.attacker, q.recognizer, q.label, q.convention, unit, before, after, d.difference, d.lower,
                 d.upper, guard.margin, guard.unchanged, str(d.outcome), persons, d.persons_needed, identical, trusted, d.reason,
+                q.comparison,
             )  # fmt: skip
 
         def lacking(reason: str) -> Verdict:
@@ -319,8 +337,8 @@ class _Judge:
             return lacking(f'neither direction of {q.metric} is worse by nature; say worse = "higher" or "lower"')
         else:
             sign = -1.0 if better else 1.0
-        for e, which in ((a, "baseline"), (b, "candidate")):
-            if e is None or e.row.get("value") is None:
+        for e, value, which in ((a, before, "baseline"), (b, after, "candidate")):
+            if value is None:
                 why = "" if e is None else f": {e.row.get('reason')}"
                 return lacking(f"the {which} has no such figure{why}")
         assert a is not None and b is not None

@@ -50,6 +50,7 @@ def lines(runs: Sequence[Run], method: str, questions: Sequence[Question]) -> li
                     "commit": (environment.get("git") or {}).get("commit", ""), "weights_sha256": record.get("weights_sha256"),
                     "fingerprint": record.get("fingerprint"), **q._asdict(),
                     **{k: row.get(k) for k in ("value", "lo", "hi", "n_images", "n_persons")},
+                    "trusted": bool(row.get("trusted", True)),
                     "reason": row.get("reason") or ("" if entry else "the run has no such figure"),
                 }
             )  # fmt: skip

@@ -100,10 +100,10 @@ def spoken(r: Result) -> str:
 def verdict(r: Result, alpha: float) -> str:
     """One line: who is better by how much, with interval and adjusted p-value; or that no difference is shown."""
     if r.reason:
-        return f"{r.a} and {r.b} cannot be compared in {spoken(r)}: {r.reason}"
+        return f"{r.a} and {r.b} cannot be compared in {spoken(r)}: {r.reason}{_trust(r)}"
     if r.identical:
-        return f"{r.a} and {r.b} are identical in {spoken(r)}"
-    shown = r.p_holm is not None and r.p_holm < alpha
+        return f"{r.a} and {r.b} are identical in {spoken(r)}{_trust(r)}"
+    shown = r.shown(alpha)
     if r.ratio is not None:
         return _speed(r, shown)
     assert r.difference is not None
@@ -146,4 +146,10 @@ def _speed(r: Result, shown: bool) -> str:
 
 def _tail(r: Result) -> str:
     said = f", p_Holm {p_text(r.p_holm)}" if r.p_holm is not None else f", no test: {r.p_reason}" if r.p_reason else ""
-    return said + ("" if r.trusted else " (not trusted)")
+    if r.opposed:
+        said += ", but most persons differ the other way"
+    return said + _trust(r)
+
+
+def _trust(r: Result) -> str:
+    return "" if r.trusted else " (not trusted)"

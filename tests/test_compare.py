@@ -24,7 +24,7 @@ from deidbench.errors import InputError, MissingError
 from deidbench.records import read_run
 from deidbench.report import comparison as report
 from deidbench.stats import intervals
-from deidbench.words import amount, p_text, title
+from deidbench.words import amount, p_text, title, verdict
 
 REFERENCE = Path(__file__).resolve().parent.parent / "results" / "reference" / "demo"
 
@@ -349,6 +349,54 @@ def test_mcnemar_stands_beside_the_permutation(everything):
             assert r.second_p > 0.1
         if r.second_p < 1e-4:
             assert r.p < 0.01
+
+
+def test_a_mean_whose_persons_differ_the_other_way_is_no_verdict(run):
+    """Most persons a little higher, three far lower: the ranks say one thing, the mean another."""
+    from deidbench.stats.evidence import Evidence
+
+    (r,) = c.compare([run], only=["mask", "noise"], metrics=["quality.ssim_face"]).results
+    assert not r.opposed
+    n = np.full(40, 10.0)
+    d = np.r_[np.full(37, 0.01), np.full(3, -0.9)] + np.linspace(0, 1e-3, 40)
+    base = np.linspace(0.1, 0.2, 40) + 0.7
+    x, y = (Evidence.sums("mean", v * n, n) for v in (base + d, base))
+    engine = c.Engine(c.Scored(run))
+    blank = replace(r, value_a=x.value(), value_b=y.value(), p=None, p_holm=None, better="")
+    (odd,) = c.adjusted([engine._result(blank, x, y, True, "", {}, 0, 1)])
+    assert odd.difference < 0 < odd.shift
+    assert odd.p_holm < 0.01
+    assert (odd.opposed, odd.shown(0.05), odd.better) == (True, False, "")
+    assert "most persons differ the other way" in verdict(odd, 0.05)
+
+
+def test_what_is_not_trusted_is_marked_everywhere(tmp_path, run):
+    rows = run.rows.copy()
+    rows.loc[(rows.method == "mask") & (rows.metric == "quality.ssim_face"), "trusted"] = False
+    found = c.compare(
+        [replace(run, rows=rows)], only=["mask", "noise", "blur 0.03", "blur 0.06"], metrics=["quality.ssim_face"]
+    )
+    doubted = [r for r in found.results if not r.trusted]
+    assert len(doubted) == 3
+    assert all("not trusted" in r.verdict and "not trusted" in report.cells(r)[-1] for r in doubted)
+    assert report.markdown(found).count("(not trusted)") >= 6
+    assert report.latex(found).count("$^\\dagger$") == 4
+    _, lines = report.wide(found)
+    assert sum("†" in line[2] for line in lines) == 3
+    assert "mask" not in report.unbeaten(found.results, [x.name for x in found.contestants])
+    assert sum("†" in x for line in report.matrix(found.results, [x.name for x in found.contestants]) for x in line) == 6
+    report.write(found, tmp_path)
+    assert "†" in (tmp_path / "comparison.html").read_text()
+
+
+def test_names_that_are_one_file_name_keep_their_figures(run):
+    record = json.loads(json.dumps(run.record))
+    labels = {"mask": "A!", "noise": "a?"}
+    for m in record["methods"]:
+        m["label"] = labels.get(m["label"], m["label"])
+    odd = replace(run, record=record, rows=run.rows.assign(method=run.rows.method.replace(labels)))
+    found = c.compare([odd], only=["A!", "a?"], metrics=["quality.ssim_face"])
+    assert [name for name, _, _ in report.drawings(found)] == ["differences-a", "differences-a-2"]
 
 
 # --- what may not be compared

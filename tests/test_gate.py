@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -157,6 +158,53 @@ def test_runs_that_differ_are_refused(tmp_path, run):
 def test_methods_that_are_nowhere_are_named(run):
     with pytest.raises(InputError, match="the candidate has no method 'nobody'"):
         g.gate(run, run, margins(SSIM), methods=["mask=nobody"])
+
+
+def test_names_with_an_equals_sign(run):
+    record = json.loads(json.dumps(run.record))
+    labels = {"mask": "a=b", "noise": "a"}
+    for m in record["methods"]:
+        m["label"] = labels.get(m["label"], m["label"])
+    rows, images = (t.assign(method=t.method.replace(labels)) for t in (run.rows, run.images))
+    odd = replace(run, record=record, rows=rows, images=images)
+    for text, method in [("a=b", "a=b"), ("a=b=a", "a=b → a"), ("a=a=b", "a → a=b"), ("a=a", "a"), ("a", "a")]:
+        found = g.gate(odd, odd, margins(SSIM), methods=[text, text])
+        assert [v.method for v in found.verdicts] == [method]
+    with pytest.raises(InputError, match="the candidate has no method 'c'"):
+        g.gate(odd, odd, margins(SSIM), methods=["a=c"])
+
+
+def test_a_pass_takes_a_candidate_as_trusted_as_the_baseline(run):
+    rows = run.rows.copy()
+    rows.loc[(rows.method == "blur 0.12") & (rows.metric == "reid.rank1"), "trusted"] = False
+    doubted = replace(run, rows=rows)
+    for old, new, outcome in [(run, doubted, "inconclusive"), (doubted, doubted, "pass"), (run, run, "pass")]:
+        first = "blur 0.06" if old is run else "blur 0.12"
+        (v,) = g.gate(old, new, margins(RANK1), methods=[f"{first}=blur 0.12"]).verdicts
+        assert v.outcome == outcome
+        assert ("not trusted" in v.words) is (new is doubted)
+
+
+def test_what_is_in_one_run_only_is_told(run):
+    record = {**run.record, "methods": [m for m in run.record["methods"] if m["label"] != "mask"]}
+    found = g.gate(run, replace(run, record=record), margins(SSIM))
+    assert "only in the baseline, and not gated: mask" in found.remarks
+
+
+def test_an_error_of_ours_is_not_worse(monkeypatch, capsys):
+    monkeypatch.setattr(g, "gate", lambda *a, **k: 1 // 0)
+    with pytest.raises(SystemExit) as done:
+        main(["gate", str(REFERENCE), str(REFERENCE)])
+    assert done.value.code == 2
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_one_figure_under_two_guards_has_two_cases(run):
+    found = held(run, "blur 0.06", "blur 0.03", SSIM, {**SSIM, "metric": "quality.ssim_*", "margin": 0.5})
+    names = [case.get("name") for case in ElementTree.fromstring(report.junit(found)).iter("testcase")]
+    assert len(names) == len(set(names)) == 3
+    both = held(run, "blur 0.06", "blur 0.03", {"metric": "emotion.uar", "margin": 0.5})
+    assert len({v.name for v in both.verdicts}) == len(both.verdicts) == 2
 
 
 # --- margins

@@ -24,16 +24,19 @@ def heading(r: Ranked) -> str:
 def sentence(r: Ranked) -> str:
     """The finding in words."""
     k = r.ranking
+    doubt = f"; not trusted on {', '.join(r.untrusted)}" if r.untrusted else ""
     if k.reason:
-        return k.reason
+        return k.reason + doubt
     order = sorted(range(len(k.names)), key=lambda i: k.ranks[i])
     ranks = ", ".join(f"{k.names[i]} {k.ranks[i]:.2f}" for i in order)
     pairs = [f"{p.first} and {p.second}" for p in k.pairs if p.different]
     told = f"told apart: {'; '.join(pairs)}" if pairs else "no two methods are told apart"
     notes = [k.note] if k.note else []
     notes += [f"left out: {', '.join(k.left_out)}"] if k.left_out else []
-    return f"average ranks over {k.n} data sets: {ranks}; p {p_text(k.p)} ({k.method}); {told}" + "".join(
-        f"; {n}" for n in notes
+    return (
+        f"average ranks over {k.n} data sets: {ranks}; p {p_text(k.p)} ({k.method}); {told}"
+        + "".join(f"; {n}" for n in notes)
+        + doubt
     )
 
 
@@ -45,6 +48,8 @@ def show(found: Across, console: Console) -> None:
     for r in found.ranked:
         console.print(Text(to_console(heading(r), console.encoding), style="bold"))
         console.print(Text(to_console(f"  {plain(sentence(r))}", console.encoding)))
+    for remark in found.remarks:
+        console.print(Text(to_console(f"note: {plain(remark)}", console.encoding), style="dim"))
 
 
 def markdown(found: Across) -> str:
@@ -59,6 +64,7 @@ def markdown(found: Across) -> str:
         ranks = dict(zip(r.ranking.names, r.ranking.ranks, strict=False))
         out.append("| *average rank* | " + " | ".join(f"{ranks[m]:.2f}" if m in ranks else "–" for m in found.methods) + " |")
         out += ["", md(sentence(r)) + "."]
+    out += ["", *(f"- Remark: {md(r)}." for r in found.remarks)] if found.remarks else []
     return "\n".join(out) + "\n"
 
 

@@ -44,11 +44,16 @@ def heading(r: Result) -> str:
     return plain(said + (f", {', '.join(more)}" if more else "") + (f" [{sign}]" if sign else "") + arrow)
 
 
+def doubt(r: Result) -> str:
+    """A dagger where one of the two figures is not trusted."""
+    return "" if r.trusted else "†"
+
+
 def cells(r: Result) -> tuple[str, ...]:
     """The line of one pair, in the order of :data:`HEAD`."""
     values = ["–" if v is None else number(v, r.unit) for v in (r.value_a, r.value_b)]
     if r.reason:
-        return (r.a, r.b, *values, "–", "", "", "", "", r.reason)
+        return (r.a, r.b, *values, "–", "", "", "", "", r.reason + ("" if r.trusted else " (not trusted)"))
     if r.ratio is not None:
         difference = f"×{r.ratio:.2f}"
         ends = "" if r.lo is None or r.hi is None else f"[{math.exp(r.lo):.2f}, {math.exp(r.hi):.2f}]"
@@ -58,7 +63,8 @@ def cells(r: Result) -> tuple[str, ...]:
     effect = "" if r.effect is None or r.ratio is not None else f"{r.effect:+.2f}".replace("-", "−")
     better = {"a": r.a, "b": r.b}.get(r.better, "identical" if r.identical else "")
     ps = ["" if p is None else p_text(p).removeprefix("= ") for p in (r.p, r.p_holm)]
-    return (r.a, r.b, *values, difference, ends, *ps, effect, better + ("" if r.trusted else " (not trusted)"))
+    better += " most persons differ the other way" if r.opposed else ""
+    return (r.a, r.b, *values, difference, ends, *ps, effect, (better + ("" if r.trusted else " (not trusted)")).strip())
 
 
 def frame(comparison: Comparison) -> pd.DataFrame:
@@ -87,8 +93,7 @@ def wide(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         line = [a, b]
         for q, _ in questions:
             r = at.get((q, a, b))
-            shown = r is not None and r.p_holm is not None and r.p_holm < comparison.alpha
-            line.append("" if r is None else cells(r)[4] + ("*" if shown else ""))
+            line.append("" if r is None else cells(r)[4] + "*" * r.shown(comparison.alpha) + doubt(r))
         lines.append(line)
     return ["A", "B", *(heading(rs[0]) for _, rs in questions)], lines
 
@@ -104,6 +109,13 @@ def notes(comparison: Comparison) -> list[str]:
         f"Tests: {'; '.join(tests)}." if tests else "No test was made.",
         "Effect: Cohen's h for rates on images, rank-biserial r of the persons for means.",
     ]
+    if not all(r.trusted for r in comparison.results):
+        out.append(
+            "† or “not trusted”: the attacker, recogniser or classifier failed its own check in one of the two; such a pair counts for nobody "
+            "in what is summed up."
+        )
+    if any(r.opposed for r in comparison.results):
+        out.append("Where most persons differ the one way and the mean over images the other, nobody is called better.")
     if comparison.left_out:
         n = len(comparison.left_out)
         out.append(f"{n} pair{'s' * (n != 1)} could not be compared in a figure; the first: {comparison.left_out[0]}.")
@@ -140,7 +152,9 @@ def latex(comparison: Comparison) -> str:
         q = results[0]
         out += [
             "\\begin{table}[t]", "\\centering",
-            f"\\caption{{{tex(heading(q))}: paired differences.  {tex(notes(comparison)[0])}}}",
+            f"\\caption{{{tex(heading(q))}: paired differences.  {tex(notes(comparison)[0])}"
+            + ("" if all(r.trusted for r in results) else "  $^\\dagger$ Not trusted: a check of the attacker or classifier failed.")
+            + "}",
             "\\begin{tabular}{@{}llrrrrr@{}}", "\\toprule",
             "A & B & A & B & A $-$ B & \\multicolumn{1}{c}{CI} & $p_\\mathrm{Holm}$ \\\\", "\\midrule",
         ]  # fmt: skip
@@ -148,7 +162,9 @@ def latex(comparison: Comparison) -> str:
             c = cells(r)
             names = [f"\\textbf{{{tex(n)}}}" if side == r.better else tex(n) for side, n in (("a", r.a), ("b", r.b))]
             p = tex(c[7]).replace("\\textless{}", "$<$")
-            out.append(" & ".join([*names, *(tex(x) for x in c[2:6]), p]) + r" \\")
+            dagger = "" if r.trusted else "$^\\dagger$"
+            start = "{}" if names[0].startswith(("[", "*")) else ""  # or the \\\\ before it takes them for its own
+            out.append(start + " & ".join([*names, *(tex(x) for x in c[2:4]), tex(c[4]) + dagger, tex(c[5]), p]) + r" \\")
         out += ["\\bottomrule", "\\end{tabular}", "\\end{table}", ""]
     return "\n".join(out)
 
@@ -160,7 +176,12 @@ def drawings(comparison: Comparison) -> list[tuple[str, list[Compared], str]]:
         return []
     out = []
     variants = Counter(q.metric for q, _ in by_question(comparison))
+    taken: set[str] = set()
     for name in names:
+        file = "differences" if comparison.reference else f"differences-{slug(name)}"
+        while file in taken:  # names that differ in nothing that a file name keeps
+            file += "-2"
+        taken.add(file)
         metrics = []
         for _, results in by_question(comparison):
             r0 = results[0]
@@ -170,7 +191,7 @@ def drawings(comparison: Comparison) -> list[tuple[str, list[Compared], str]]:
                 unit = r0.unit if len(r0.unit) < 10 else ""
                 metrics.append(Compared(short(r0.metric, who, r0.label), unit, found, r0.higher_is_better))
         if metrics:
-            out.append(("differences" if comparison.reference else f"differences-{slug(name)}", metrics, name))
+            out.append((file, metrics, name))
     return out
 
 
@@ -248,6 +269,8 @@ def show(comparison: Comparison, console: Console, *, whole: bool = False, most:
             best = unbeaten(results, [c.name for c in comparison.contestants])
             differ = sum(bool(r.better) for r in results)
             said = f"no other is shown to be better than {listing(best, 4)}" if best else "no difference is shown"
+            if doubted := sum(not r.trusted for r in results):
+                said += f"; {doubted} pairs are not trusted"
             say(f"  {said}; {differ} of {len(results)} pairs differ (--metric {results[0].metric} shows them)")
             continue
         ordered = sorted(results, key=lambda r: (not r.better, bool(r.reason)))
@@ -269,14 +292,18 @@ def show(comparison: Comparison, console: Console, *, whole: bool = False, most:
 
 
 def unbeaten(results: Sequence[Result], names: Sequence[str]) -> list[str]:
-    """Methods than which no other is shown to be better; empty where no pair differs."""
+    """Methods than which no other is shown to be better, by figures that are trusted; empty where no pair differs."""
+    results = [r for r in results if r.trusted]
     losers = {r.b if r.better == "a" else r.a for r in results if r.better}
     there = {n for r in results if not r.reason for n in (r.a, r.b)}
     return [n for n in names if n in there - losers] if losers else []
 
 
 def matrix(results: Sequence[Result], names: Sequence[str]) -> list[list[str]]:
-    """Who beats whom in one figure: "better", "worse", "=" (identical), "" (nothing shown) of the line's over the column's method."""
+    """Who beats whom in one figure: "better", "worse", "=" (identical), "" (nothing shown) of the line's over the column's method.
+
+    A dagger follows where one of the two is not trusted.
+    """
     at = {(r.a, r.b): r for r in results}
     out = []
     for x in names:
@@ -286,9 +313,10 @@ def matrix(results: Sequence[Result], names: Sequence[str]) -> list[list[str]]:
             if r is None or r.reason:
                 line.append("")
             elif r.identical:
-                line.append("=")
+                line.append("=" + doubt(r))
             else:
-                line.append({"": "", "a": "worse" if turned else "better", "b": "better" if turned else "worse"}[r.better])
+                said = {"": "", "a": "worse" if turned else "better", "b": "better" if turned else "worse"}[r.better]
+                line.append(said + doubt(r))
         out.append(line)
     return out
 

@@ -88,7 +88,7 @@ def _against(comparison: Comparison, single: Sequence[Question]) -> list[str]:
 
     out = []
     for q in single:
-        mine = [r for r in comparison.results if r.question == q and not r.reason]
+        mine = [r for r in comparison.results if r.question == q and not r.reason and r.trusted]
         won: list[str] = []
         lost: list[str] = []
         for r in mine:  # the reference is always the first of a pair
@@ -97,6 +97,9 @@ def _against(comparison: Comparison, single: Sequence[Question]) -> list[str]:
         said = [f"better than {listing(won, 5)}"] if won else []
         said += [f"worse than {listing(lost, 5)}"] if lost else []
         rest = len(mine) - len(won) - len(lost)
+        if not mine:
+            out.append(f"{short(q.metric)}: nothing that is trusted can be compared.")
+            continue
         if not said:
             out.append(f"{short(q.metric)}: no difference between {comparison.reference} and any other is shown.")
             continue
@@ -106,7 +109,7 @@ def _against(comparison: Comparison, single: Sequence[Question]) -> list[str]:
 
 
 def _section(i: int, q: Question, results: Sequence[Result], names: Sequence[str], comparison: Comparison) -> dict[str, Any]:
-    from deidbench.report.comparison import cells, heading, matrix
+    from deidbench.report.comparison import cells, doubt, heading, matrix
     from deidbench.words import short
 
     there = [n for n in names if any(n in (r.a, r.b) for r in results)]
@@ -127,7 +130,7 @@ def _section(i: int, q: Question, results: Sequence[Result], names: Sequence[str
             {
                 "a": plain(r.a), "b": plain(r.b), "better": r.better, "cells": [plain(c) for c in cells(r)], "test": plain(r.test),
                 "value_a": number(r.value_a), "value_b": number(r.value_b), "difference": number(r.difference), "p": number(r.p_holm),
-                "effect": number(r.effect), "effect_name": plain(r.effect_name), "verdict": plain(r.verdict),
+                "doubt": doubt(r), "effect": number(r.effect), "effect_name": plain(r.effect_name), "verdict": plain(r.verdict),
             }
             for r in results
         ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
@@ -75,12 +76,17 @@ def junit(gate: Gate) -> str:
         suite.set("errors", str(sum(v.outcome == "inconclusive" for v in mine)))
         suite.set("skipped", "0")
         properties = ElementTree.SubElement(suite, "properties")
-        for name, value in (("baseline", gate.baseline), ("candidate", gate.candidate), ("alpha", f"{gate.alpha:g}")):
+        for name, value in (
+            ("baseline", gate.baseline),
+            ("candidate", gate.candidate),
+            ("alpha", f"{gate.alpha:g}"),
+            *(("forced", d) for d in gate.forced),
+        ):
             ElementTree.SubElement(properties, "property", name=name, value=plain(value))
+        times = Counter(v.name for v in mine)
         for v in mine:
-            case = ElementTree.SubElement(
-                suite, "testcase", classname=f"deidbench.{plain(method)}", name=plain(v.name), time="0"
-            )
+            name = v.name if times[v.name] == 1 else f"{v.name}, margin {'±' if v.unchanged else ''}{v.margin:g}"
+            case = ElementTree.SubElement(suite, "testcase", classname=f"deidbench.{plain(method)}", name=plain(name), time="0")
             if v.outcome != "pass":
                 kind = "failure" if v.outcome == "fail" else "error"
                 problem = ElementTree.SubElement(case, kind, message=plain(v.words), type=v.outcome)

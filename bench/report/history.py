@@ -206,7 +206,7 @@ def show(found: Sequence[Mapping[str, Any]], console: Any) -> None:
             if all(line[f] == getattr(q, f) for f in Question._fields):
                 value = "–" if line["value"] is None else f"{line['value']:.4f}"
                 ends = "" if line["lo"] is None or line["hi"] is None else f" [{line['lo']:.4f}, {line['hi']:.4f}]"
-                said = f"  {str(line['finished'])[:16]:<16}  {line['run']:<24}  {value}{ends}{'  ' + line['reason'] if line['reason'] else ''}"
+                said = f"  {str(line['finished'])[:16]:<16}  {line['run']:<24}  {value}{ends}{'  ' + line['reason'] if line['reason'] else ''}{'' if line['trusted'] else '  (not trusted)'}"
                 console.print(Text(to_console(plain(said), console.encoding)))
 
 

@@ -100,5 +100,4 @@ class Standings:
 def _marked(cell: Cell, best: Cell, r: Result) -> Cell:
     if r.identical or cell.value == best.value:
         return replace(cell, strong=cell.value == best.value, tied=cell.value != best.value)
-    shown = r.p_holm is not None and r.p_holm < ALPHA
-    return replace(cell, tied=not shown and not r.reason)
+    return replace(cell, tied=not r.shown(ALPHA) and not r.reason)
