@@ -547,7 +547,10 @@ class Engine:
         for e, who in ((a, first), (b, second)):
             if figure(e) is None:
                 return f"{who.name} has no figure ({e.row.get('reason') or 'no reason given'})"
-        return mismatch(a, b, self.reader(first), self.reader(second))
+        ours = self.reader(first)
+        if ours.persons != self.of.persons and a.evidence is not None and a.evidence.form != REPEATS:
+            return "the figures are of other persons than the first run's"
+        return mismatch(a, b, ours, self.reader(second))
 
     def _result(
         self, blank: Result, a: Evidence, b: Evidence, one_run: bool, same: str, drawn: dict[int, npt.NDArray[np.float64]],

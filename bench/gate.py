@@ -339,7 +339,7 @@ class _Judge:
             sign = -1.0 if better else 1.0
         for e, value, which in ((a, before, "baseline"), (b, after, "candidate")):
             if value is None:
-                why = "" if e is None else f": {e.row.get('reason')}"
+                why = f": {e.row['reason']}" if e is not None and e.row.get("reason") else ""
                 return lacking(f"the {which} has no such figure{why}")
         assert a is not None and b is not None
         if why := mismatch(a, b, self.old, self.new):
@@ -354,10 +354,9 @@ class _Judge:
             return said(Decision(Outcome.PASS, 0.0, 0.0, 0.0, guard.margin, persons, None, why), persons, why)
         difference = sign * (after - before)
         if persons < self.table.min_persons:
-            few = f"{persons} persons, at least {self.table.min_persons} are asked for"
-            needed = max(self.table.min_persons, persons + 1)
+            few = f"{persons} person{'s' * (persons != 1)}, at least {self.table.min_persons} are asked for"
             found = self._decide(x, y, sign, difference, persons, guard)
-            needed = max(needed, found.persons_needed or 0)
+            needed = None if found.lower is None else max(self.table.min_persons, persons + 1, found.persons_needed or 0)
             return said(found._replace(outcome=Outcome.INCONCLUSIVE, persons_needed=needed, reason=few), persons)
         return said(self._decide(x, y, sign, difference, persons, guard), persons)
 

@@ -196,6 +196,10 @@ def test_evidence_of_another_value_or_other_persons_is_not_compared(run):
     found = c.compare([run, other], force=True, **{**wanted, "only": ["mask"]})
     assert {r.reason for r in found.results} == {"the figures are of other persons"}
     assert len(found.left_out) == len(found.results) == 3
+    # nor are two methods of the second run drawn with the first one's persons
+    found = c.compare([run, other], force=True, only=["mask", "noise"], metrics=["quality.ssim_face"])
+    assert sum(not r.reason for r in found.results) == 1
+    assert "the figures are of other persons than the first run's" in {r.reason for r in found.results}
 
 
 def test_a_run_without_evidence_says_what_to_do(tmp_path):

@@ -31,6 +31,8 @@ DRAWN = (
     "distance.cosine",
 )
 MOST_SHEETS = 4
+#: With fewer persons a bootstrap draws too little of what there could be.
+FEW = 10
 HEAD = ("A", "B", "A's", "B's", "A − B", "CI", "p", "p_Holm", "effect", "better")
 
 
@@ -114,6 +116,11 @@ def notes(comparison: Comparison) -> list[str]:
             "† or “not trusted”: the attacker, recogniser or classifier failed its own check in one of the two; such a pair counts for nobody "
             "in what is summed up."
         )
+    few = sorted({r.persons for r in comparison.results if 0 < r.persons < FEW and r.lo is not None})
+    if few:
+        out.append(
+            f"Some figures rest on {few[0]} persons only: intervals over fewer than {FEW} are too narrow, read them as a hint."
+        )
     if any(r.opposed for r in comparison.results):
         out.append("Where most persons differ the one way and the mean over images the other, nobody is called better.")
     if comparison.left_out:
@@ -163,7 +170,7 @@ def latex(comparison: Comparison) -> str:
             names = [f"\\textbf{{{tex(n)}}}" if side == r.better else tex(n) for side, n in (("a", r.a), ("b", r.b))]
             p = tex(c[7]).replace("\\textless{}", "$<$")
             dagger = "" if r.trusted else "$^\\dagger$"
-            start = "{}" if names[0].startswith(("[", "*")) else ""  # or the \\\\ before it takes them for its own
+            start = "{}" if names[0].startswith(("[", "*")) else ""  # or the line break before it takes them for its own
             out.append(start + " & ".join([*names, *(tex(x) for x in c[2:4]), tex(c[4]) + dagger, tex(c[5]), p]) + r" \\")
         out += ["\\bottomrule", "\\end{tabular}", "\\end{table}", ""]
     return "\n".join(out)
@@ -199,7 +206,7 @@ def _against(r: Result, name: str) -> Difference | None:
     """The result seen from the other method: it minus ``name``."""
     turned = r.b != name
     sign, label = (-1.0, r.b) if turned else (1.0, r.a)
-    better = {"": None, "a": "B" if turned else "A", "b": "A" if turned else "B"}[r.better]
+    better = {"": None, "a": "B" if turned else "A", "b": "A" if turned else "B"}[r.better if r.trusted else ""]
     if r.reason or r.difference is None:
         return Difference(label, None, reason=r.reason)
     lo, hi = (r.lo, r.hi) if not turned or r.lo is None or r.hi is None else (-r.hi, -r.lo)
@@ -237,7 +244,9 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
                 files = save(drawing, folder / "figures", name + end)
             written += files
             if end:
-                pictures.append((reference, drawing.caption, drawing.alt, files))
+                drawn = [r for r in comparison.results if r.metric in DRAWN and reference in (r.a, r.b)]
+                hollow = "" if all(r.trusted for r in drawn) else " Hollow too: what is not trusted."
+                pictures.append((reference, drawing.caption + hollow, drawing.alt, files))
     from deidbench.report.comparison_page import page
 
     written.append(write_atomically(folder / "comparison.html", page(comparison, pictures)))

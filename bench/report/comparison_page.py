@@ -88,12 +88,14 @@ def _against(comparison: Comparison, single: Sequence[Question]) -> list[str]:
 
     out = []
     for q in single:
-        mine = [r for r in comparison.results if r.question == q and not r.reason and r.trusted]
+        there = [r for r in comparison.results if r.question == q and not r.reason]
+        mine = [r for r in there if r.trusted]
         won: list[str] = []
         lost: list[str] = []
         for r in mine:  # the reference is always the first of a pair
             if r.better:
                 (won if r.better == "a" else lost).append(r.b)
+        doubted = f"; {counted(len(there) - len(mine), 'pair')} not trusted" if len(there) > len(mine) else ""
         said = [f"better than {listing(won, 5)}"] if won else []
         said += [f"worse than {listing(lost, 5)}"] if lost else []
         rest = len(mine) - len(won) - len(lost)
@@ -101,10 +103,10 @@ def _against(comparison: Comparison, single: Sequence[Question]) -> list[str]:
             out.append(f"{short(q.metric)}: nothing that is trusted can be compared.")
             continue
         if not said:
-            out.append(f"{short(q.metric)}: no difference between {comparison.reference} and any other is shown.")
+            out.append(f"{short(q.metric)}: no difference between {comparison.reference} and any other is shown{doubted}.")
             continue
         more = f"; no difference shown to {rest} other{'s' * (rest > 1)}" if rest else ""
-        out.append(f"{short(q.metric)}: {comparison.reference} is {' and '.join(said)}{more}.")
+        out.append(f"{short(q.metric)}: {comparison.reference} is {' and '.join(said)}{more}{doubted}.")
     return out[:_FINDINGS]
 
 
