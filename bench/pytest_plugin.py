@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -34,8 +34,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         parser.addini(f"deidbench_{name}", what)
 
 
-class AssertNoWorse(Protocol):
-    """What the fixture ``deidbench_gate`` gives."""
+class AssertNoWorse:
+    """What the fixture :func:`deidbench_gate` gives."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def _given(self, name: str, value: str | Path | None) -> Path | None:
+        said = value or self._config.getoption(f"--deidbench-{name}") or self._config.getini(f"deidbench_{name}")
+        return Path(self._config.rootpath, said) if said else None
 
     def __call__(
         self,
@@ -43,49 +50,35 @@ class AssertNoWorse(Protocol):
         *,
         baseline: str | Path | None = None,
         margins: str | Path | None = None,
-        methods: Sequence[str] = (),
+        methods: str | Sequence[str] = (),
         undecided: str = "fail",
         force: bool = False,
-    ) -> Gate: ...
-
-
-@pytest.fixture
-def deidbench_gate(request: pytest.FixtureRequest) -> AssertNoWorse:
-    """A function that fails the test unless the run ``candidate`` is no worse than the run ``baseline``.
-
-    Arguments as for ``deidbench gate``; undecided: "fail" (as the exit code 2 is no pass), or "skip" where too few persons shall
-    not break the build.  Returns the :class:`deidbench.gate.Gate`.
-    """
-
-    def given(name: str, value: str | Path | None) -> Path | None:
-        said = value or request.config.getoption(f"--deidbench-{name}") or request.config.getini(f"deidbench_{name}")
-        return Path(request.config.rootpath, said) if said else None
-
-    def no_worse(
-        candidate: str | Path | None = None,
-        *,
-        baseline: str | Path | None = None,
-        margins: str | Path | None = None,
-        methods: Sequence[str] = (),
-        undecided: str = "fail",
-        force: bool = False,
+        strict: bool = False,
     ) -> Gate:
+        """Fails the test unless the run ``candidate`` is no worse than the run ``baseline``.
+
+        Arguments as for ``deidbench gate``; undecided: "fail" (as the exit code 2 is no pass), or "skip" where too few persons
+        shall not break the build.
+        """
         from deidbench.errors import DeidbenchError
         from deidbench.gate import gate, load_margins
         from deidbench.records import read_run
 
         if undecided not in ("fail", "skip"):
             raise ValueError(f'undecided is "fail" or "skip", not {undecided!r}')
-        new, old = given("candidate", candidate), given("baseline", baseline)
+        new, old = self._given("candidate", candidate), self._given("baseline", baseline)
         if new is None or old is None:
-            pytest.fail(
-                f"deidbench_gate: no {'candidate' if new is None else 'baseline'}; name it, or --deidbench-{'candidate' if new is None else 'baseline'} DIR",
-                pytrace=False,
-            )
+            lacking = "candidate" if new is None else "baseline"
+            pytest.fail(f"deidbench_gate: no {lacking}; name it, or --deidbench-{lacking} DIR", pytrace=False)
+        wanted = [methods] if isinstance(methods, str) else methods
+        problem = ""
         try:
-            found = gate(read_run(old), read_run(new), load_margins(given("margins", margins)), methods=methods, force=force)
+            limits = load_margins(self._given("margins", margins))
+            found = gate(read_run(old), read_run(new), limits, methods=wanted, force=force, strict=strict)
         except DeidbenchError as error:
-            pytest.fail(f"deidbench_gate: {error}", pytrace=False)
+            problem = f"deidbench_gate: {error}"
+        if problem:  # out here, or pytest would print the error a second time, as the cause
+            pytest.fail(problem, pytrace=False)
         if found.exit_code:
             lines = [f"  {v.method}: {v.name}: {v.outcome}: {v.words}" for v in found.verdicts if v.outcome != "pass"]
             text = "\n".join([f"deidbench gate {found.sentence}", *lines])
@@ -94,4 +87,8 @@ def deidbench_gate(request: pytest.FixtureRequest) -> AssertNoWorse:
             pytest.fail(text, pytrace=False)
         return found
 
-    return no_worse
+
+@pytest.fixture
+def deidbench_gate(request: pytest.FixtureRequest) -> AssertNoWorse:
+    """A function that fails the test unless a run is no worse than another one; it returns the :class:`deidbench.gate.Gate`."""
+    return AssertNoWorse(request.config)

@@ -305,6 +305,12 @@ def test_plugin(pytester):
         def test_undecided(deidbench_gate):
             deidbench_gate(REFERENCE, baseline=REFERENCE, margins="few.toml", methods=["mask=noise"], undecided="skip")
 
+        def test_one_name_is_a_method(deidbench_gate):
+            assert deidbench_gate(REFERENCE, baseline=REFERENCE, methods="mask", strict=True).verdicts
+
+        def test_nowhere(deidbench_gate):
+            deidbench_gate("nowhere", baseline=REFERENCE)
+
         def test_from_the_options(deidbench_gate):
             assert deidbench_gate().verdicts
         """
@@ -313,7 +319,8 @@ def test_plugin(pytester):
         "[gate]\nmin_persons = 41\n[[guard]]\nmetric = 'quality.ssim_face'\nmargin = 0.5\n"
     )
     done = pytester.runpytest_subprocess(f"--deidbench-baseline={REFERENCE}", f"--deidbench-candidate={REFERENCE}", "-rs")
-    done.assert_outcomes(passed=2, failed=1, skipped=1)
+    done.assert_outcomes(passed=3, failed=2, skipped=1)
+    assert "During handling" not in done.stdout.str()
     done.stdout.fnmatch_lines(["*deidbench gate failed: *", "*quality.ssim_face: fail: *worse*"])
     lonely = pytester.runpytest_subprocess("-k", "options")
     lonely.assert_outcomes(failed=1)
