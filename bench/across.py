@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from deidbench.compare import ALPHA, DEFAULT_METRICS, Question, Scored, asked, check, contestants
+from deidbench.compare import ALPHA, Question, Scored, asked, check, contestants
 from deidbench.errors import InputError
 from deidbench.records import Run
 from deidbench.stats.many import MIN_DATASETS, Ranking, friedman
@@ -101,7 +101,7 @@ def across(
         remarks.append(f"not in every run, and not ranked: {', '.join(alone)}")
     names = _names(runs)
     entries = [Scored(run, bare=True).entries for run in runs]
-    questions = asked([e[m] for e in entries for m in methods], metrics or DEFAULT_METRICS)
+    questions = asked([e[m] for e in entries for m in methods], metrics)
     ranked = []
     for q in questions:
         rows = [[e[m].get(q) for m in methods] for e in entries]

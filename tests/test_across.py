@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +107,41 @@ def test_command_line(runs, capsys):
     with pytest.raises(SystemExit) as done:
         main(["compare", *folders[:3], "--across"])
     assert done.value.code == 2
+
+
+def without(run, **change):
+    return replace(run, rows=run.rows.assign(**change))
+
+
+def test_what_is_left_out_or_not_trusted_is_told(runs):
+    doubted = without(runs[2], trusted=runs[2].rows.method != "mask")
+    lonely = replace(
+        runs[3], record={**runs[3].record, "methods": [m for m in runs[3].record["methods"] if m["label"] != "noise"]}
+    )
+    found = a.across([*runs[:2], doubted, lonely, *runs[4:]], metrics=["quality.ssim_face", "reid.fta"])
+    assert found.ranked[0].untrusted == ("set2",)
+    assert "not in every run, and not ranked: noise" in found.remarks
+    assert "reid.fta is not ranked: neither direction is better" in found.remarks
+    for said in ("not trusted on set2", "not ranked: noise"):
+        assert said in report.markdown(found)
+    assert found.record()["ranked"][0]["untrusted"] == ["set2"]
+
+
+def test_default_figures_may_be_absent_and_evidence_is_not_asked_for(runs, tmp_path):
+    """Data sets without labels have no expression figures; runs of older versions keep no evidence."""
+    bare = [
+        replace(r, folder=tmp_path / f"set{i}", rows=r.rows[~r.rows.metric.str.startswith("emotion.")])
+        for i, r in enumerate(runs)
+    ]
+    found = a.across(bare, only=SOME)
+    assert {r.question.metric for r in found.ranked} >= {"reid.worst_rank1", "quality.ssim_face"}
+
+
+def test_history_is_of_values_alone(runs, tmp_path):
+    from deidbench.gate import load_margins
+    from deidbench.history import guarded, lines
+
+    old, new = replace(runs[0], folder=tmp_path / "old"), without(runs[1], trusted=False)
+    found = lines([old, new], "mask", list(guarded([old, new], "mask", load_margins())))
+    assert {(x["run"], x["trusted"]) for x in found} == {("old", True), (new.folder.name, False)}
+    assert all(x["value"] is not None for x in found if x["metric"] == "quality.ssim_face")

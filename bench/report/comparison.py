@@ -158,7 +158,7 @@ def latex(comparison: Comparison) -> str:
     for _, results in by_question(comparison):
         q = results[0]
         out += [
-            "\\begin{table}[t]", "\\centering",
+            "\\begin{table}[t]", "\\centering\\small\\setlength{\\tabcolsep}{4pt}",
             f"\\caption{{{tex(heading(q))}: paired differences.  {tex(notes(comparison)[0])}"
             + ("" if all(r.trusted for r in results) else "  $^\\dagger$ Not trusted: a check of the attacker or classifier failed.")
             + "}",
