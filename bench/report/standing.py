@@ -8,13 +8,15 @@ favours it; a method that is not marked was shown to be worse, one that is marke
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deidbench.compare import ALPHA, Contestant, Engine, Entry, Question, Result, Scored, adjusted, question_of
 from deidbench.errors import DeidbenchError
 from deidbench.report.tables import Cell, Line, Table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from deidbench.records import Run
 
 NOTE = (
@@ -28,26 +30,28 @@ class Standings:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.scored = Scored(run)
-        self.methods = {str(m["label"]): m for m in run.record.get("methods", [])}
+        self.scored: Scored | None = None
+        self.methods: dict[str, Mapping[str, Any]] = {}
+        self.entries: dict[str, dict[Question, Entry]] = {}
         self.why = ""  # nothing can be marked
         self._done: dict[tuple[str, str, str], Table] = {}
         try:
+            self.scored = Scored(run)
             self.entries = self.scored.entries
+            self.methods = {str(m["label"]): m for m in run.record.get("methods", [])}
         except DeidbenchError as error:
-            self.entries, self.why = {}, error.message
+            self.why = error.message
 
     def mark(self, table: Table) -> Table:
         """The table with its best cells in bold, and those that are not shown to be worse marked."""
-        if not self.entries:
+        if self.scored is None or not self.entries:
             return table
         at = (table.dataset, table.block, table.title)
         if at not in self._done:
-            self._done[at] = self._mark(table)
+            self._done[at] = self._mark(table, Engine(self.scored, ALPHA))
         return self._done[at]
 
-    def _mark(self, table: Table) -> Table:
-        engine = Engine(self.scored, ALPHA)
+    def _mark(self, table: Table, engine: Engine) -> Table:
         plans: list[tuple[int, list[int], int]] = []
         found: list[Result] = []
         spans: list[tuple[int, int]] = []
