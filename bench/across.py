@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from deidbench.compare import ALPHA, Question, Scored, asked, check, contestants
+from deidbench.compare import ALPHA
 from deidbench.errors import InputError
 from deidbench.records import Run
+from deidbench.scored import Question, Scored, asked, check, contestants
 from deidbench.stats.many import MIN_DATASETS, Ranking, friedman
 
 

@@ -49,8 +49,8 @@ def compare(
     import json
 
     from deidbench.compare import compare as work
-    from deidbench.compare import load
     from deidbench.progress import console
+    from deidbench.scored import load
 
     loaded = load(runs)
     if across:
@@ -166,11 +166,11 @@ def history(runs: Sequence[Path], method: str, margins: Path | None, out: Path |
     """
     import json
 
-    from deidbench.compare import load
     from deidbench.gate import load_margins
     from deidbench.history import guarded, lines, ordered
     from deidbench.progress import console
     from deidbench.report.history import show, write
+    from deidbench.scored import load
 
     loaded = ordered(load(runs))
     margin_of = guarded(loaded, method, load_margins(margins))

@@ -27,9 +27,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from deidbench.compare import Contestant, Entry, Question, Scored, check, contestants, figure, identical, mismatch
 from deidbench.errors import InputError
 from deidbench.records import Run
+from deidbench.scored import Contestant, Entry, Question, Scored, check, contestants, figure, identical, mismatch
 from deidbench.stats import intervals
 from deidbench.stats.evidence import RATES, REPEATS, Evidence
 from deidbench.stats.noninferiority import Decision, Outcome, equivalence, noninferiority, one_sided_bounds

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deidbench.compare import Question, Scored
 from deidbench.errors import InputError
 from deidbench.gate import Margins
 from deidbench.records import Run
+from deidbench.scored import Question, Scored
 
 
 def ordered(runs: Sequence[Run]) -> list[Run]:

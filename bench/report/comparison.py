@@ -10,10 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deidbench.compare import Comparison, Question, Result
+from deidbench.compare import Comparison, Result
 from deidbench.report.many import Compared, Difference
 from deidbench.report.tables import csv_long, md, tex, to_console
 from deidbench.report.view import listing, number, plain, slug, unit_sign, write_atomically
+from deidbench.scored import Question
 from deidbench.words import amount, p_text, short, spoken, title, whose
 
 if TYPE_CHECKING:

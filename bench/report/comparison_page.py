@@ -11,7 +11,8 @@ from deidbench.report.html import render, uri
 from deidbench.report.view import counted, listing, plain, slug
 
 if TYPE_CHECKING:
-    from deidbench.compare import Comparison, Question, Result
+    from deidbench.compare import Comparison, Result
+    from deidbench.scored import Question
 
 #: More methods than this have no table of who beats whom.
 _MATRIX = 16

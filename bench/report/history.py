@@ -193,8 +193,8 @@ def show(found: Sequence[Mapping[str, Any]], console: Any) -> None:
     """A line per run under each figure."""
     from rich.text import Text
 
-    from deidbench.compare import Question
     from deidbench.report.tables import to_console
+    from deidbench.scored import Question
     from deidbench.words import title
 
     for q in dict.fromkeys(Question(*(str(line[f]) for f in Question._fields)) for line in found):

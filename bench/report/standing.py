@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from deidbench.compare import ALPHA, Contestant, Engine, Entry, Question, Result, Scored, adjusted, question_of
+from deidbench.compare import ALPHA, Engine, Result, adjusted
 from deidbench.errors import DeidbenchError
 from deidbench.report.tables import Cell, Line, Table
+from deidbench.scored import Contestant, Entry, Question, Scored, question_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
