@@ -48,7 +48,7 @@
       return [input, make('label', {}, input, ` ${label}`)];
     };
     const hint = 'words that must occur; a comma between alternatives';
-    const [rowField, rowLabel] = field(`Filter by ${(names.get(0) || 'row').toLowerCase()}`, hint);
+    const [rowField, rowLabel] = field(`Filter by ${(names.get(0) || 'row').replace(/^[A-Z]/, (c) => c.toLowerCase())}`, hint);
     const [columnField, columnLabel] = field('Filter by column', hint);
     const [controls, controlsLabel] = tick('hide controls');
     const [trusted, trustedLabel] = tick('hide untrusted figures');
