@@ -108,7 +108,7 @@ def read(folder: Path, rows: int) -> dict[int, Evidence]:
 
 
 def _columns(path: Path) -> dict[str, Any]:
-    """The same as lists of arrays: Python floats would take ten times the memory."""
+    """The file's columns by name, the numbers as arrays: Python floats would take ten times the memory."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -2,15 +2,15 @@
 
 A run folder holds
 
-=================  ==========================================================================================
-``run.json``       the run record: protocol, suite, versions, commit, seeds, hashes, hardware, timings, counts
-``rows.parquet``   one :class:`Row` per figure (also ``rows.json``)
-``curves.parquet`` one :class:`Curve` point per line
-``evidence.parquet`` what the figures are made of, per person: two runs are compared by it (:mod:`deidbench.evidence`)
-``images.parquet`` one line per (method, image): status, FTA, per-image measures, artefact keys
-``samples/``       the pictures of the sample grid
+====================  ==========================================================================================
+``run.json``          the run record: protocol, suite, versions, commit, seeds, hashes, hardware, timings, counts
+``rows.parquet``      one :class:`Row` per figure (also ``rows.json``)
+``curves.parquet``    one :class:`Curve` point per line
+``evidence.parquet``  what the figures are made of, per person: two runs are compared by it (:mod:`deidbench.evidence`)
+``images.parquet``    one line per (method, image): status, FTA, per-image measures, artefact keys
+``samples/``          the pictures of the sample grid
 ``tables/`` ``figures/`` ``report.html``   made from the above by ``deidbench report``
-=================  ==========================================================================================
+====================  ==========================================================================================
 """
 
 from __future__ import annotations

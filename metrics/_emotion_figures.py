@@ -29,7 +29,8 @@ class Figure(NamedTuple):
     """A figure, NaN where it cannot be computed, and its bootstrap replicates (B,).
 
     persons: on whom the spread depends (of the smallest class for a mean over classes).  rate: in [0, 1], made of events, so
-    that 0 and 1 have one-sided bounds.
+    that 0 and 1 have one-sided bounds.  evidence: what the figure is made of; minus: of a difference of two rates what the second
+    one is made of.
     """
 
     value: float

@@ -84,7 +84,6 @@ def whole(folder) -> dict[str, float]:
     frame(rows, Row).to_parquet(folder / "rows.parquet", index=False)
     frame([], Curve).to_parquet(folder / "curves.parquet", index=False)
     (folder / evidence.FILE).write_bytes(evidence.to_parquet(rows))
-    frame([], Row)
     import pandas as pd
 
     pd.DataFrame({"subject_id": clear.subjects, "id": clear.ids, "method": "clear"}).to_parquet(folder / "images.parquet")
