@@ -135,6 +135,7 @@ FILES = {
                             file.write("%d %d" % (os.getpid(), child.pid))
                         os.replace(os.environ["STAND_IN_PIDS"] + ".part", os.environ["STAND_IN_PIDS"])
                     print("about to sleep", file=sys.stderr, flush=True)
+                    while "STAND_IN_TALKS" in os.environ: print("still here", file=sys.stderr, flush=True)
                     time.sleep(600)
                 if code in (5, 12):
                     print("@deidbench not json", flush=True)
@@ -582,9 +583,13 @@ def _runs(pid: int) -> bool:
 
 
 @posix
+@pytest.mark.parametrize("talks", [False, True], ids=["quiet", "talks"])
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_when_we_are_ended_nothing_of_it_stays(checkout: Path, tmp_path: Path, how: signal.Signals) -> None:
-    """Ctrl-C in the middle of an image; and the ends that no code of ours sees, where the driver cleans up by itself."""
+def test_when_we_are_ended_nothing_of_it_stays(checkout: Path, tmp_path: Path, how: signal.Signals, talks: bool) -> None:
+    """Ctrl-C in the middle of an image; and the ends that no code of ours sees, where the driver cleans up by itself.
+
+    A program that talks just then breaks its pipe: it must not be gone before it has cleaned up.
+    """
     code = f"""
         import numpy as np
         from deidbench import kinds
@@ -597,6 +602,8 @@ def test_when_we_are_ended_nothing_of_it_stays(checkout: Path, tmp_path: Path, h
     """
     (tmp_path / "tmp").mkdir()
     variables = {**os.environ, "STAND_IN_PIDS": str(tmp_path / "pids"), "TMPDIR": str(tmp_path / "tmp")}
+    if talks:
+        variables["STAND_IN_TALKS"] = "1"
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)], env=variables, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background would pass on "ignore"

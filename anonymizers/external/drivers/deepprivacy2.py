@@ -40,12 +40,17 @@ class Channel:
         os.close(nothing)
         os.dup2(2, 1)
         self.requests: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._ending = threading.Lock()
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
         for line in self._in:
             self.requests.put(json.loads(line))
-        # Nobody waits for answers any more: deidbench is done, or was killed and could not clean up.
+        self.end()
+
+    def end(self) -> None:
+        """Nobody waits for answers any more: deidbench is done, or was killed and could not clean up."""
+        self._ending.acquire()  # never let go: who comes second waits for the end
         for part in ("in", "out"):
             shutil.rmtree(str(self._exchange / part), ignore_errors=True)
         if hasattr(os, "killpg") and os.getpgrp() == os.getpid():  # started as a group of its own: with its children
@@ -163,6 +168,14 @@ def main() -> None:
     parser.add_argument("--truncation", type=float, required=True)
     given = parser.parse_args()
     channel = Channel(given.exchange)
+    try:
+        serve(given, channel)
+    except BrokenPipeError:  # a word to nobody: without this the process might be gone before the listener has cleaned up
+        channel.end()
+
+
+def serve(given: argparse.Namespace, channel: Channel) -> None:
+    """Answers requests for ever.  Raises SystemExit where the program does not start, BrokenPipeError where nobody reads."""
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(Path.cwd()), *(p for p in sys.path if Path(p).resolve() != here)]  # the checkout, not this folder
     forbid_downloads()
