@@ -41,16 +41,22 @@ class Row:
 
     dataset, method: which data set and which configured method (the method's unique label in the suite).
     metric: name of the quantity, e.g. ``reid.rank1``.  unit: ``rate`` (0..1), ``faces/s``, ...
+    higher_is_better: for somebody who chooses an anonymizer; None where neither direction is.
     value: the figure, None where it cannot be computed (``reason`` says why).
+    reason: why there is no figure, empty where there is one.
     lo, hi: interval bounds, each None where it cannot be computed (``ci_reason`` says why, never 0 +- 0).
+    ci_reason: why there is no interval, empty where there is one.
     ci_level, ci_method: e.g. 0.95 and "person bootstrap, 10000 replicates, gallery fixed".
     recognizer, attacker, convention, comparison: empty where they do not apply.
     label: what the figure is about where one metric speaks of several things (an attribute, a group of persons).
     n_images, n_persons: in the figure's denominator.  n_failed: images the method did not release.
     n_fta: released images in which no face was found.
+    threshold: similarity at or above which two images are taken for one person, for figures at a fixed threshold.
     realised_fmr: for figures at a fixed threshold, the FMR that the threshold really gave.
+    chance: what guessing gives, None where that has no meaning.  family: the metric that reports it.
     trusted: False when the attacker's own sanity check failed (``note`` says which).
     timing: True for wall-clock figures, which no two runs share to the digit.
+    note: remarks that belong to the figure, separated by semicolons.  schema: version of these columns.
     evidence: what the figure is made of; not a column of the table (:mod:`deidbench.evidence` keeps it), None where nothing
     can be compared.
     """
@@ -95,6 +101,8 @@ class Row:
 class Curve:
     """One point of a curve.
 
+    dataset, method, recognizer, attacker, convention: whose curve, as in :class:`Row`.  x, y: the point.  lo, hi: bounds of y.
+    schema: version of these columns.
     curve: ``cmc`` (x rank, y identification rate), ``det`` (x FMR, y FNMR), ``scores_genuine`` or ``scores_impostor`` (x lower edge
     of a bin, y share of the pairs in it; both kinds have the same bins of equal width).  Bounds as in :class:`Row`, pointwise.
     """

@@ -39,9 +39,13 @@ class _Strict(BaseModel):
 
 
 class SuiteTable(_Strict):
+    #: Of the suite and of its folder under ``results``: letters, digits, dot, dash and underscore.
     name: str = Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    #: For people: stands above the report.
     title: str = ""
+    #: The frozen protocol that figures are quoted under; what differs from it is printed with every result.
     protocol: str = "deidbench-v1"
+    #: The suite that this one is laid over: a bundled one by name, or a file (beside this one, or a path).
     extends: str = ""
     #: With ``extends``: false leaves the base's methods out.
     inherit_methods: bool = True
@@ -57,7 +61,9 @@ class SuiteTable(_Strict):
 class PartTable(_Strict):
     """A registered part with its parameters."""
 
+    #: As ``deidbench ls`` shows it; a variant may follow a colon.
     name: str = Field(min_length=1)
+    #: Its parameters; those left out have their defaults.
     params: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -78,6 +84,7 @@ class AttackersTable(_Strict):
 
 
 class MethodTable(PartTable):
+    #: What results call it, unique in the suite; without one its name.
     label: str = Field(default="", max_length=60)
     #: One method per value: parameter -> values.  Exactly one parameter is swept.
     sweep: dict[str, list[float | int | str]] = Field(default_factory=dict)
@@ -99,31 +106,47 @@ class ProtocolTable(_Strict):
 
     #: "frame": whole images are anonymised.  "crop": the clear face is aligned to 112 pixels first, then anonymised.
     level: str = Field(default="frame", pattern=r"^(frame|crop)$")
+    #: Of everything random: methods, splits, bootstrap draws, permutations, attackers.
     seed: int = Field(ge=0)
+    #: "leave-one-out": each image against all others.  "split": ``enrolled`` images of each person are the gallery, the rest probes.
     comparison: str = Field(pattern=r"^(leave-one-out|split)$")
+    #: Gallery images of each person in a split.
     enrolled: int = Field(default=1, ge=1)
+    #: Ranks of the identification rates.
     ranks: list[int] = Field(min_length=1)
+    #: False match rates that verification thresholds are fixed for.
     fmr: list[float] = Field(min_length=1)
+    #: False positive identification rates that thresholds of open-set identification are fixed for.
     fpir: list[float] = Field(default=[0.1, 0.01], min_length=1)
+    #: What a probe is compared with: each enrolled "image", or each person by the "mean" or "max" of the scores of their images.
     templates: str = Field(default="image", pattern=r"^(image|mean|max)$")
+    #: How often each trained attacker learns; the attempt that does best on held-out persons counts.
     seeds: int = Field(default=3, ge=1, le=100)
+    #: Level of the intervals, two-sided.
     confidence: float = Field(gt=0.5, lt=1)
+    #: Bootstrap draws of persons for means and rates.
     replicates: int = Field(ge=100)
+    #: Bootstrap draws for what is read off pairs of images (EER, AUC, Cllr_min, D_sys).
     curve_replicates: int = Field(ge=100)
+    #: A recogniser whose rank-1 on clear images is lower is not trusted.
     min_clear_rank1: float = Field(ge=0, le=1)
+    #: A recogniser whose equal error rate on clear images is higher is not trusted.
     max_clear_eer: float = Field(ge=0, le=1)
 
 
 class FacesTable(_Strict):
+    #: Least confidence of the face detector.
     min_score: float = Field(default=0.5, gt=0, lt=1)
+    #: Images whose shorter side has at least so many pixels are also searched in tiles.
     tile_from: int = Field(default=800, ge=64)
 
 
 class ThroughputTable(_Strict):
     """Timing: how many images, how often.  images = 0 leaves it out."""
 
+    #: How many images are timed (the first ones); 0: nothing is timed.
     images: int = Field(default=32, ge=0)
-    #: Six support a 95 % interval of the median by order statistics.
+    #: How often; six support a 95 % interval of the median by order statistics.
     repeats: int = Field(default=6, ge=2)
 
 
@@ -133,17 +156,27 @@ class ReportTable(_Strict):
 
 
 class SuiteFile(_Strict):
+    #: What the suite is called, and what it is laid over.
     suite: SuiteTable
+    #: What is evaluated.
     dataset: DatasetTable
+    #: The numbers of the evaluation.
     protocol: ProtocolTable
+    #: What is compared.
     methods: list[MethodTable] = Field(min_length=1)
+    #: With whose eyes attackers look.
     recognizers: list[PartTable] = Field(min_length=1)
+    #: What is measured.
     metrics: list[PartTable] = Field(min_length=1)
     #: Of emotions and attributes; metrics of utility read what they say.
     classifiers: list[PartTable] = []
+    #: How faces are looked for.
     faces: FacesTable = FacesTable()
+    #: Whom attackers learn from.
     attackers: AttackersTable = AttackersTable()
+    #: How methods are timed.
     throughput: ThroughputTable = ThroughputTable()
+    #: What the report shows.
     report: ReportTable = ReportTable()
 
 
