@@ -1,7 +1,8 @@
 # Two commands do all the set-up:
 #   make demo    installs into .venv and compares the built-in anonymizers on the bundled faces
 #   make test    installs into .venv and passes the tests
-# and for who works on it: make gate (is the checkpoint as good as the committed reference?), make lint, make slow, make bench
+# and for who works on it: make gate (is the checkpoint as good as the committed reference?), make lint, make slow, make bench,
+#   make docs (docs/_build/html/index.html)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -11,7 +12,7 @@ UV     := $(BIN)/uv pip install --python $(BIN)/python $(FROM)
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check $(FROM)
 READY  := $(VENV)/.ready
 
-.PHONY: demo test slow lint bench gate install clean
+.PHONY: demo test slow lint bench gate docs docs-linkcheck install clean
 .DEFAULT_GOAL := demo
 
 install: $(READY)
@@ -56,5 +57,19 @@ lint: $(READY)
 	@for room in anonymizers metrics datasets; do ln -s "$(CURDIR)/$$room" $(TREE)/; done
 	MYPYPATH=$(VENV)/typecheck $(BIN)/mypy -p deidbench
 
+# The documentation, every warning an error.  Its packages are installed when it is built, and not before.
+$(READY)-docs: $(READY)
+	$(UV) --editable '.[docs]' || $(PIP) --editable '.[docs]'
+	@touch $@
+
+SPHINX := $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet
+docs: $(READY)-docs
+	$(SPHINX) -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+# Addresses outside the project: takes the network, so CI does not run it.
+docs-linkcheck: $(READY)-docs
+	$(SPHINX) -b linkcheck docs docs/_build/linkcheck
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache
