@@ -184,6 +184,16 @@ class OfficialDataset(Dataset):
         """Whether ``root`` holds the official layout, whole or not.  Quick."""
         return any(part.find(root) is not None for part in self.expected.parts if part.required)
 
+    def _more(self, there: Sequence[Entry]) -> Iterator[Finding]:
+        """Further findings about the entries of a folder that is checked, e.g. counts by split and what was left out."""
+        return iter(())
+
+    def materialise(self, root: Path) -> Path:
+        """The folder to check and to record for ``root``: another one where the set hands out its pictures as numbers in a
+        table, which this writes as picture files first (once, into the user's data folder).
+        """
+        return root
+
     # -- where it is --------------------------------------------------------------------------------------------
     @cached_property
     def prepared(self) -> Prepared | None:
@@ -399,6 +409,7 @@ class OfficialDataset(Dataset):
             except InputError as error:
                 yield Finding(WRONG, error.message, error.remedy)
             yield Finding(NOTE, "roles: " + ", ".join(f"{role} {n:,}" for role, n in sorted(counts.items())))
+        yield from self._more(there)
 
     def _packed(self, root: Path) -> Iterator[Finding]:
         """Archives that lie there, with the command that unpacks each."""
