@@ -21,6 +21,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -41,6 +42,9 @@ from deidbench.anonymizers.regions import image_fault
 from deidbench.errors import DeidbenchError, EnvironmentFault, ImageError, InputError, MissingError
 from deidbench.types import Anonymized, Box, FaceResult, Image, Item, Status
 
+#: What drivers import to talk to us, and what watches over a command.  Both run in other interpreters than ours.
+CHANNEL = Path(__file__).with_name("drivers") / "deidbench_channel.py"
+GUARD = Path(__file__).with_name("drivers") / "guard.py"
 #: Begins every line of a driver's answers; anything else on its standard output is noise.
 MARK = "@deidbench "
 #: Longest line that is read from a program at a time, in bytes.
@@ -155,37 +159,63 @@ class Environment:
         mounts: Mapping[Path, str] | None = None,
         gpu: bool = False,
     ) -> Launch:
-        """Starts ``driver`` (a Python file) in the folder ``program``.
+        """Starts ``driver`` (a Python file) in the folder ``program``; the rest as for :meth:`start`."""
+        inside = f"{_INSIDE['driver']}/{driver.name}"
+        words = ["{python}", str(driver) if self.python else inside, *arguments]
+        variables = {"PYTHONPATH": "{exchange}", **variables}  # where the driver finds deidbench_channel
+        mounts = {driver.parent: _INSIDE["driver"], **(mounts or {})}
+        return self.start(words, program=program, exchange=exchange, variables=variables, mounts=mounts, gpu=gpu)
 
-        ``{exchange}`` in arguments and variables becomes the exchange folder as the process sees it.
+    def start(
+        self,
+        words: Sequence[str],
+        *,
+        program: Path | None,
+        exchange: Path,
+        variables: Mapping[str, str],
+        mounts: Mapping[Path, str] | None = None,
+        gpu: bool = False,
+    ) -> Launch:
+        """Starts the program ``words[0]`` with the rest as arguments, in the folder ``program`` (None: the exchange folder).
+
+        In words and variables ``{exchange}``, ``{program}`` and ``{python}`` become what they are for the process.
         mounts: further folders for containers, host path -> path inside, read only.  gpu: hand the GPUs to a container.
         """
         if self.python is not None:
             given = {k: v for k, v in os.environ.items() if k not in _OURS}
             given["PATH"] = os.pathsep.join([str(self.python.parent), given.get("PATH", os.defpath)])
-            # The driver must see this environment alone, and must not leave compiled files in the user's checkout.
+            # The program must see this environment alone, and must not leave compiled files in the user's checkout.
             given |= {"PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
-            given |= {k: v.replace("{exchange}", str(exchange)) for k, v in variables.items()}
-            words = [a.replace("{exchange}", str(exchange)) for a in arguments]
-            return Launch((str(self.python), str(driver), *words), program, given)
+            folder = program or exchange
+            places = {"{exchange}": str(exchange), "{program}": str(folder), "{python}": str(self.python)}
+            given |= {k: _put(v, places) for k, v in variables.items()}
+            return Launch(tuple(_put(w, places) for w in words), folder, given)
         name = f"deidbench-{uuid.uuid4().hex[:12]}"
-        words = [self.kind, "run", "--rm", "-i", "--name", name, "--network", "none", "--workdir", _INSIDE["program"]]
+        folder_inside = _INSIDE["program"] if program else _INSIDE["exchange"]
+        places = {"{exchange}": _INSIDE["exchange"], "{program}": folder_inside, "{python}": "python3"}
+        made = [self.kind, "run", "--rm", "-i", "--name", name, "--network", "none", "--workdir", folder_inside]
         if self.kind == "podman":
-            words += ["--userns", "keep-id"]
+            made += ["--userns", "keep-id"]
         elif hasattr(os, "getuid"):  # what it writes must be ours to delete
-            words += ["--user", f"{os.getuid()}:{os.getgid()}"]
+            made += ["--user", f"{os.getuid()}:{os.getgid()}"]
         if gpu:
-            words += ["--device", "nvidia.com/gpu=all"] if self.kind == "podman" else ["--gpus", "all"]
-        words += ["-v", f"{program}:{_INSIDE['program']}:ro", "-v", f"{driver.parent}:{_INSIDE['driver']}:ro"]
-        words += ["-v", f"{exchange}:{_INSIDE['exchange']}"]
+            made += ["--device", "nvidia.com/gpu=all"] if self.kind == "podman" else ["--gpus", "all"]
+        if program:
+            made += ["-v", f"{program}:{_INSIDE['program']}:ro"]
+        made += ["-v", f"{exchange}:{_INSIDE['exchange']}"]
         for outside, inside in (mounts or {}).items():
-            words += ["-v", f"{outside}:{inside}:ro"]
+            made += ["-v", f"{outside}:{inside}:ro"]
         inner = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1", "HOME": "{exchange}", **variables}
         for key, value in inner.items():
-            words += ["-e", f"{key}={value.replace('{exchange}', _INSIDE['exchange'])}"]
-        words += ["--entrypoint", "python3", self.image, f"{_INSIDE['driver']}/{driver.name}"]
-        words += [a.replace("{exchange}", _INSIDE["exchange"]) for a in arguments]
-        return Launch(tuple(words), program, dict(os.environ), (self.kind, "kill", name))
+            made += ["-e", f"{key}={_put(value, places)}"]
+        first, *rest = (_put(w, places) for w in words)
+        made += ["--entrypoint", first, self.image, *rest]
+        return Launch(tuple(made), program or exchange, dict(os.environ), (self.kind, "kill", name))
+
+
+def _put(text: str, places: Mapping[str, str]) -> str:
+    """``text`` with every key of ``places`` replaced, in one pass: what was put in is not looked at again."""
+    return re.sub("|".join(map(re.escape, places)), lambda found: places[found[0]], text)
 
 
 def _interpreter(prefix: Path, method: str, recipe: str) -> Path:
@@ -260,21 +290,64 @@ class Finished:
 
 
 def run_command(
-    command: Sequence[str], *, timeout: float, folder: Path | None = None, variables: Mapping[str, str] | None = None
+    command: Sequence[str],
+    *,
+    timeout: float,
+    folder: Path | None = None,
+    variables: Mapping[str, str] | None = None,
+    guard: Path | None = None,
+    end: Sequence[str] = (),
 ) -> Finished:
-    """Runs one command to its end; after ``timeout`` seconds it is killed with its children.  Raises MissingError."""
-    process = _spawn(command, folder, variables, stdin=subprocess.DEVNULL)
+    """Runs one command to its end; after ``timeout`` seconds it is killed with its children.  Raises MissingError.
+
+    guard: an exchange folder: where deidbench itself is killed, the command goes with it, and so do the pictures in there.
+    end: a command that ends what killing the process cannot reach (a container).
+    """
+    guarded = guard is not None and os.name == "posix"
+    if guarded:
+        # sys.executable, not the environment's interpreter: the guard is ours
+        command = [sys.executable, "-I", "-S", str(GUARD), str(guard), *command]
+    process = _spawn(command, folder, variables, stdin=subprocess.PIPE if guarded else subprocess.DEVNULL)
+    threads = [_Reader(stream) for stream in (process.stdout, process.stderr) if stream is not None]
     try:
-        output, errors = process.communicate(timeout=timeout)
-        code, why = process.returncode, in_words(process.returncode)
-    except subprocess.TimeoutExpired:
+        try:
+            code: int | None = process.wait(timeout)
+            why = in_words(code)
+        except subprocess.TimeoutExpired:
+            code, why = None, f"no end after {timeout:g} s; killed"
+            if end:
+                with suppress(DeidbenchError):
+                    run_command(end, timeout=30)
+    finally:  # after its end too: what it started and left behind may not go on with the pictures
         kill_group(process)
-        output, errors = process.communicate()
-        code, why = None, f"no end after {timeout:g} s; killed"
-    except BaseException:
-        kill_group(process)
-        raise
-    return Finished(code, output.decode(errors="replace"), errors.decode(errors="replace"), why)
+        process.wait()
+        if process.stdin is not None:
+            with suppress(OSError):
+                process.stdin.close()
+    output, errors = (thread.text() for thread in threads)
+    return Finished(code, output, errors, why)
+
+
+class _Reader(threading.Thread):
+    """Reads a pipe to its end, and keeps the beginning and the end of what comes."""
+
+    def __init__(self, stream: IO[bytes], keep: int = 1 << 20) -> None:
+        super().__init__(daemon=True)
+        self._stream, self._keep, self._head, self._tail = stream, keep, b"", b""
+        self.start()
+
+    def run(self) -> None:
+        with suppress(OSError, ValueError):
+            while data := os.read(self._stream.fileno(), 1 << 16):
+                room = self._keep - len(self._head)
+                self._head += data[:room]
+                self._tail = (self._tail + data[room:])[-self._keep :] if room < len(data) else self._tail
+
+    def text(self) -> str:
+        self.join(5)
+        if not self.is_alive():
+            self._stream.close()
+        return (self._head + self._tail).decode(errors="replace")
 
 
 def _spawn(
@@ -483,6 +556,7 @@ class Exchange:
             raise EnvironmentFault(f"no temporary folder: {error}", "free some space, or set $TMPDIR") from error
         for name in ("in", "out"):
             make_folder(self.folder / name)
+        shutil.copyfile(CHANNEL, self.folder / CHANNEL.name)  # for drivers, which see this folder and none of ours
 
     def put(self, index: int, image: Image) -> str:
         """Writes ``in/NNNN.png`` and makes sure that no old output has that name; returns the name."""

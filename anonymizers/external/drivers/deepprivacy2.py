@@ -1,6 +1,6 @@
 """Runs inside the environment of DeepPrivacy2, in the root of its checkout: answers one request per image.
 
-Plain Python 3.8 with what DeepPrivacy2 itself needs (torch, numpy, Pillow); nothing of deidbench can be imported here.
+Plain Python 3.8 with what DeepPrivacy2 itself needs (torch, numpy, Pillow), and the channel to deidbench.
 
 A request is a line of JSON on standard input: ``{"id", "name", "seed", "boxes"}`` with the name of a PNG in ``EXCHANGE/in``
 and, with ``--detections suite``, the faces as whole pixels.  An answer is a line that begins with ``@deidbench``.  The picture goes to
@@ -11,55 +11,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import platform
-import queue
 import random
-import shutil
-import signal
 import sys
-import threading
-import traceback
 import urllib.request
 from pathlib import Path
 from typing import Any
 
-MARK = "@deidbench "
-
-
-class Channel:
-    """The pipes to deidbench, taken away from everything else that may read standard input or write standard output."""
-
-    def __init__(self, exchange: Path) -> None:
-        self._exchange = exchange
-        self._in = os.fdopen(os.dup(0), "r", encoding="utf-8")
-        self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(nothing, 0)
-        os.close(nothing)
-        os.dup2(2, 1)
-        self.requests: queue.Queue[dict[str, Any]] = queue.Queue()
-        self._ending = threading.Lock()
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        for line in self._in:
-            self.requests.put(json.loads(line))
-        self.end()
-
-    def end(self) -> None:
-        """Nobody waits for answers any more: deidbench is done, or was killed and could not clean up."""
-        self._ending.acquire()  # never let go: who comes second waits for the end
-        for part in ("in", "out"):
-            shutil.rmtree(str(self._exchange / part), ignore_errors=True)
-        if hasattr(os, "killpg") and os.getpgrp() == os.getpid():  # started as a group of its own: with its children
-            os.killpg(os.getpid(), signal.SIGKILL)
-        os._exit(0)
-
-    def answer(self, number: int, **what: Any) -> None:
-        self._out.write(MARK + json.dumps(dict(what, id=number)) + "\n")
-        self._out.flush()
+from deidbench_channel import drive  # type: ignore[import-not-found]  # deidbench lays it beside, on PYTHONPATH
 
 
 def forbid_downloads() -> None:
@@ -152,13 +112,6 @@ class Program:
         return {"status": "ok", "boxes": where}
 
 
-def words(error: BaseException) -> str:
-    """An exception in one line, with the place where it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {str(error)[:500]}{place}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--exchange", type=Path, required=True)
@@ -167,41 +120,17 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), required=True)
     parser.add_argument("--truncation", type=float, required=True)
     given = parser.parse_args()
-    channel = Channel(given.exchange)
-    try:
-        serve(given, channel)
-    except BrokenPipeError:  # a word to nobody: without this the process might be gone before the listener has cleaned up
-        channel.end()
 
+    def load() -> Program:
+        here = Path(__file__).resolve().parent
+        sys.path[:] = [str(Path.cwd()), *(p for p in sys.path if Path(p).resolve() != here)]  # the checkout, not this folder
+        forbid_downloads()
+        return Program(given.config, given.detections, given.device, given.truncation)
 
-def serve(given: argparse.Namespace, channel: Channel) -> None:
-    """Answers requests for ever.  Raises SystemExit where the program does not start, BrokenPipeError where nobody reads."""
-    here = Path(__file__).resolve().parent
-    sys.path[:] = [str(Path.cwd()), *(p for p in sys.path if Path(p).resolve() != here)]  # the checkout, not this folder
-    forbid_downloads()
-    try:
-        program = Program(given.config, given.detections, given.device, given.truncation)
-        about = program.about()
-    except BaseException as error:
-        traceback.print_exc()
-        channel.answer(0, fatal=words(error), missing=isinstance(error, ImportError))
-        raise SystemExit(1) from error
-    channel.answer(0, **about)
-    while True:
-        request = channel.requests.get()
-        name = request["name"]
-        fatal = False
-        try:
-            answer = program.run(
-                given.exchange / "in" / name, given.exchange / "out" / name, int(request["seed"]), request.get("boxes")
-            )
-        except Exception as error:
-            traceback.print_exc()
-            text = words(error)
-            # After an error on the GPU every later call fails too, but for running out of memory.
-            fatal = "CUDA error" in text
-            answer = {"status": "failed", "reason": text}
-        channel.answer(request["id"], fatal=fatal, **answer)
+    def work(program: Program, source: Path, target: Path, request: dict[str, Any]) -> dict[str, Any]:
+        return program.run(source, target, int(request["seed"]), request.get("boxes"))
+
+    drive(load, work, given.exchange)
 
 
 if __name__ == "__main__":
