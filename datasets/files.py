@@ -59,6 +59,30 @@ class Entry:
         return self.id or self.path
 
 
+class Flags(Mapping[str, int]):
+    """Name -> 0/1 in a few bytes: CelebA has 40 of them for 202,599 images.
+
+    names: name -> position, shared by all images.  bits: bit i is the value of the name at position i.
+    """
+
+    __slots__ = ("bits", "names")
+
+    def __init__(self, names: Mapping[str, int], bits: int) -> None:
+        self.names, self.bits = names, bits
+
+    def __getitem__(self, name: str) -> int:
+        return self.bits >> self.names[name] & 1
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
 def natural_key(text: str) -> list[tuple[int, int, str]]:
     """Sorting key by which "s2" comes before "s10"."""
     return [(0, int(p), p) if p.isdecimal() else (1, 0, p) for p in re.split(r"(\d+)", text) if p]
