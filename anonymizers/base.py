@@ -6,10 +6,13 @@ import hashlib
 import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 from deidbench.types import Anonymized, Item, Sample
+
+#: Gives a sample as :meth:`Anonymizer.anonymize` will be given it: its image and its faces.  Raises InputError for an unreadable one.
+Reader = Callable[[Sample], Item]
 
 
 class Anonymizer(ABC):
@@ -35,6 +38,8 @@ class Anonymizer(ABC):
     needs_faces: ClassVar[bool] = True
     #: Name of the parameter that a sweep varies, or "" when the method has no strength.
     strength: ClassVar[str] = ""
+    #: True when :meth:`fit` must be given the very set that is to be de-identified before any of it is.
+    needs_gallery: ClassVar[bool] = False
 
     def params(self) -> dict[str, Any]:
         """The parameters of ``__init__`` with their values, in order of declaration."""
@@ -45,10 +50,21 @@ class Anonymizer(ABC):
         """SHA-256 of the weights in use, "" where there are none.  Part of the fingerprint."""
         return ""
 
+    def fitted_sha256(self) -> str:
+        """SHA-256 of what :meth:`fit` made of its samples, "" where nothing was fitted.  Part of the fingerprint."""
+        return ""
+
+    @property
+    def guarantee(self) -> str:
+        """What is proved of the output, in words and with its conditions; "" where nothing is.  Reports print it."""
+        return ""
+
     @property
     def fingerprint(self) -> str:
         """Hex hash of all that determines the output besides image, faces and seed."""
         what = [type(self).__module__, type(self).__qualname__, self.name, self.version, self.params(), self.weights_sha256()]
+        if fitted := self.fitted_sha256():
+            what.append(fitted)
         return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
     def validate(self) -> None:  # noqa: B027 - most parameters have no wrong values
@@ -57,8 +73,13 @@ class Anonymizer(ABC):
     def load(self) -> None:  # noqa: B027 - most methods have nothing to load
         """Reads weights; called once per process before the first :meth:`anonymize`.  May raise MissingError."""
 
-    def fit(self, samples: Iterable[Sample]) -> None:  # noqa: B027 - optional
-        """For methods that need a gallery or training; called after :meth:`load`."""
+    def fit(self, samples: Iterable[Sample], read: Reader | None = None) -> None:  # noqa: B027 - optional
+        """For methods that need the set that they de-identify (``needs_gallery``); called once, after :meth:`load`.
+
+        What it learns must not depend on the order of ``samples``, and travels to workers by pickling.
+        read: gives image and faces of a sample; None: the file as it is, faces looked for.
+        Raises InputError where the set will not do (too few persons, labels that are missing).
+        """
 
     @abstractmethod
     def anonymize(self, items: Sequence[Item]) -> list[Anonymized]:
