@@ -542,7 +542,7 @@ class _Run:
         lessons = classifier.lessons()
         images = sum(s.sha256 in lessons.images or s.sha256[:16] in lessons.images for s in self.samples)
         # a folder is known by its own name; whoever renames it is still found out by the images' hashes
-        called = [self.dataset.name, Path(str(getattr(self.dataset, "root", ""))).name]
+        called = [self.dataset.name, *self.dataset.aliases, Path(str(getattr(self.dataset, "root", ""))).name]
         data = [c.lower().replace("-", "_") for c in called]
         learnt = {p for name, persons in lessons.persons.items() if any(d.startswith(name) for d in data) for p in persons}
         persons = len({s.subject_id for s in self.samples} & learnt)

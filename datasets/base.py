@@ -23,8 +23,10 @@ class Dataset(ABC):
     title: ClassVar[str] = ""
     citation: ClassVar[str] = ""
     licence: ClassVar[str] = ""
-    #: True when samples carry a person; False for sets without identities.
-    identities: ClassVar[bool] = True
+    #: True when samples carry a person; False for sets without identities (every image is then a person of its own).
+    identities: bool = True
+    #: Other names under which models say that they learnt from this set's persons.
+    aliases: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def samples(self) -> Iterator[Sample]:

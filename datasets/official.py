@@ -184,7 +184,11 @@ class OfficialDataset(Dataset):
 
     def _recognised(self, root: Path) -> bool:
         """Whether ``root`` holds the official layout, whole or not.  Quick."""
-        return any(part.find(root) is not None for part in self.expected.parts if part.required)
+        return any(part.find(root) is not None for part in self._parts() if part.required)
+
+    def _parts(self) -> tuple[Part, ...]:
+        """The parts of the layout that matter with these parameters."""
+        return self.expected.parts
 
     def _more(self, there: Sequence[Entry]) -> Iterator[Finding]:
         """Further findings about the entries of a folder that is checked, e.g. counts by split and what was left out."""
@@ -229,7 +233,7 @@ class OfficialDataset(Dataset):
             return f"{root} is not a folder: {how}"
         if self.reads_manifest:
             return ""
-        absent = [part for part in self.expected.parts if part.required and part.find(root) is None]
+        absent = [part for part in self._parts() if part.required and part.find(root) is None]
         return f"{root} lacks {some([p.paths[0] for p in absent])}: {how}" if absent else ""
 
     # -- what a caller sees -------------------------------------------------------------------------------------
@@ -342,7 +346,7 @@ class OfficialDataset(Dataset):
         if this.reads_manifest:
             findings.append(Finding(NOTE, f"{MANIFEST} is read (the layout of the data set 'folder'), not the official files"))
         else:
-            findings += [self._check_part(part, root, get) for part in self.expected.parts]
+            findings += [self._check_part(part, root, get) for part in this._parts()]
         if any(f.level == MISSING for f in findings):
             return Report((*findings, *self._packed(root)))
         return Report((*findings, *this._check_entries(get)))
