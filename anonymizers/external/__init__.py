@@ -3,6 +3,6 @@
 Importing this package registers them (the registry walks the room's modules, not what lies deeper).
 """
 
-from deidbench.anonymizers.external import deepprivacy2
+from deidbench.anonymizers.external import command, deepprivacy2
 
-__all__ = ["deepprivacy2"]
+__all__ = ["command", "deepprivacy2"]

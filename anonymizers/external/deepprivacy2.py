@@ -15,24 +15,16 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import isfinite
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from deidbench.anonymizers.external.program import (
-    Environment,
-    ExternalAnonymizer,
-    Launch,
-    run_command,
-    tail,
-    user_data,
-)
+from deidbench.anonymizers.external.files import Checkpoint, hash_of_folder, one_hash, verified
+from deidbench.anonymizers.external.program import Environment, ExternalAnonymizer, Launch, run_steps, user_data
 from deidbench.anonymizers.regions import check_choice, check_number
-from deidbench.errors import EnvironmentFault, InputError, MissingError
+from deidbench.errors import InputError, MissingError
 from deidbench.kinds import anonymizers
 from deidbench.types import Anonymized, FaceResult, Item, Status
-from deidbench.weights import sha256_of
 
 #: Names the checkout where the parameter ``repo`` does not.
 REPO_ENV = "DEIDBENCH_DEEPPRIVACY2"
@@ -43,21 +35,6 @@ MIRROR = "https://huggingface.co/spaces/haakohu/deep_privacy2_face"
 DRIVER = Path(__file__).with_name("drivers") / "deepprivacy2.py"
 #: Inside a container.
 _TORCH_HOME = "/torch_home"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A weight file of the program.  file: its name in the weights folder (torch.hub's: the last part of the address).
-
-    md5: as the program states it.  sha256: its first digits, where the name of the file carries them.
-    """
-
-    what: str
-    file: str
-    md5: str = ""
-    sha256: str = ""
-    #: Where it can be downloaded, "" where the official host gives it out no longer.
-    url: str = ""
 
 
 #: DeepPrivacy2 takes them from the package face_detection and from torchvision.  No hash is published for the first.
@@ -268,37 +245,17 @@ class DeepPrivacy2(ExternalAnonymizer):
 
     def verify(self) -> dict[str, str]:
         """File name -> SHA-256 of every checkpoint, checked.  Raises MissingError, InputError."""
-        folder, found = self._weights(), {}
-        needed = self.checkpoints()
-        if missing := [c for c in needed if not (folder / c.file).is_file()]:
-            names = "; ".join(f"{c.what}: {c.file}" + (f" (MD5 {c.md5})" if c.md5 else "") for c in missing)
-            ways = [f"curl -L --create-dirs -o {folder / c.file} {c.url}" for c in missing if c.url]
-            if not all(c.url for c in missing):
-                ways.insert(
-                    0,
-                    "the official host, api.loke.aws.unit.no, no longer gives them out; a mirror is the Hugging Face space "
-                    "haakohu/deep_privacy2_face, folder torch_home/hub/checkpoints: git lfs install && "
-                    f"git clone {MIRROR} && mkdir -p {folder} && cp deep_privacy2_face/torch_home/hub/checkpoints/* {folder}/",
-                )
-            raise MissingError(f"{self.name}: weights are missing in {folder}: {names}", "; ".join(ways))
-        for c in needed:
-            path = folder / c.file
-            remedy = f"delete it and get it again from {c.url or f'{MIRROR} (torch_home/hub/checkpoints)'}"
-            if path.stat().st_size < 1024 and path.read_bytes().startswith(b"version https://git-lfs"):
-                raise InputError(f"{path} is a Git LFS pointer, not the file itself", "git lfs pull, where it came from")
-            if c.md5 and (md5 := _md5(path)) != c.md5:
-                raise InputError(
-                    f"{path} is not the {c.what}: its MD5 is {md5}, expected {c.md5}; nothing of it was read", remedy
-                )
-            found[c.file] = sha256_of(path)
-            if not found[c.file].startswith(c.sha256):
-                raise InputError(f"{path} is not the {c.what}: its SHA-256 is {found[c.file]}, not {c.sha256}...", remedy)
-        return found
+        folder = self._weights()
+        mirror = (
+            "the official host, api.loke.aws.unit.no, no longer gives them out; a mirror is the Hugging Face space "
+            "haakohu/deep_privacy2_face, folder torch_home/hub/checkpoints: git lfs install && "
+            f"git clone {MIRROR} && mkdir -p {folder} && cp deep_privacy2_face/torch_home/hub/checkpoints/* {folder}/"
+        )
+        return verified(self.name, folder, self.checkpoints(), mirror, f"{MIRROR} (torch_home/hub/checkpoints)")
 
     def weights_sha256(self) -> str:
         """SHA-256 over the checkpoints' SHA-256, "" for a configuration without any.  Raises as :meth:`verify` does."""
-        found = self.verify()
-        return hashlib.sha256("".join(f"{k} {v}\n" for k, v in sorted(found.items())).encode()).hexdigest() if found else ""
+        return one_hash(self.verify())
 
     @property
     def fingerprint(self) -> str:
@@ -376,29 +333,6 @@ class DeepPrivacy2(ExternalAnonymizer):
 
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
-
-
-def _md5(path: Path) -> str:
-    stat = path.stat()
-    return _md5_of(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=64)
-def _md5_of(path: str, size: int, mtime_ns: int) -> str:
-    with open(path, "rb") as file:  # noqa: PTH123 - file_digest wants a file
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-def hash_of_folder(folder: Path) -> str:
-    """SHA-256 of all source files below ``folder`` with their paths: what is not committed counts like the rest."""
-    digest = hashlib.sha256()
-    for path in sorted(p for e in ("py", "cpp", "cu", "h") for p in folder.rglob(f"*.{e}")):
-        if ".git" in path.relative_to(folder).parts or not path.is_file():
-            continue
-        data = path.read_bytes()
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{len(data)}\0".encode())
-        digest.update(data)
-    return digest.hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------- its environment
@@ -494,28 +428,9 @@ def create_environment(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is already there", "name another folder, or delete it")
     steps = [tuple(c) for c in (commands if commands is not None else environment_commands(folder, python, sources))]
-    if not consent:
-        raise InputError(
-            "making the environment downloads several gigabytes of packages and compiles detectron2; this needs your consent",
-            "say --download, or type these yourself:\n  " + "\n  ".join(" ".join(_quoted(w) for w in c) for c in steps),
-        )
-    for step in steps:
-        show(" ".join(_quoted(w) for w in step))
-        done = run_command(
-            step, timeout=3600, folder=repo, variables={k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        )
-        if done.code != 0:
-            raise EnvironmentFault(
-                f"{' '.join(map(_quoted, step[:6]))} ... failed ({done.why}): {tail(done.errors or done.output)}",
-                f"mend that, delete {folder} and start again",
-            )
+    what = "making the environment downloads several gigabytes of packages and compiles detectron2"
+    run_steps(steps, what=what, consent=consent, show=show, folder=repo, undo=f"delete {folder}")
     return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-
-
-def _quoted(word: str) -> str:
-    import shlex
-
-    return shlex.quote(word)
 
 
 def command_line(arguments: Sequence[str] | None = None) -> int:

@@ -18,6 +18,7 @@ import os
 import queue
 import re
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -29,7 +30,7 @@ import uuid
 import weakref
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -73,6 +74,13 @@ def tail(text: str, lines: int = _TAIL_LINES, chars: int = _TAIL_CHARS) -> str:
     kept = [re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line.rstrip().rsplit("\r", 1)[-1]) for line in text.split("\n")]
     kept = ["".join(c for c in line.replace("\t", " ") if c.isprintable()).rstrip() for line in kept]
     return "\n".join([line for line in kept if line][-lines:])[-chars:]
+
+
+def tidy(text: str, exchange: Path) -> str:
+    """``text`` without the exchange folder, which is another one every time, and without the user's home."""
+    home = str(Path.home())
+    text = text.replace(str(exchange), "(exchange)")
+    return text.replace(home, "~") if len(home) > 1 else text
 
 
 # ------------------------------------------------------------------------------------------------------ environment
@@ -153,7 +161,7 @@ class Environment:
         driver: Path,
         arguments: Sequence[str],
         *,
-        program: Path,
+        program: Path | None,
         exchange: Path,
         variables: Mapping[str, str],
         mounts: Mapping[Path, str] | None = None,
@@ -392,6 +400,31 @@ def in_words(code: int | None) -> str:
         return f"signal {-code}"
 
 
+def run_steps(
+    steps: Sequence[Sequence[str]], *, what: str, consent: bool, show: Callable[[str], None], folder: Path | None, undo: str
+) -> None:
+    """Runs the commands that make an environment, in order.
+
+    what: they do, for the question.  consent: given by the user.  show: is told every command before it runs.
+    folder: working directory.  undo: what to do before a second try.  Raises InputError (no consent), EnvironmentFault.
+    """
+    if not consent:
+        raise InputError(
+            f"{what}; this needs your consent",
+            "say --download, or type these yourself:\n  " + "\n  ".join(shlex.join(step) for step in steps),
+        )
+    for step in steps:
+        show(shlex.join(step))
+        done = run_command(
+            step, timeout=3600, folder=folder, variables={k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        )
+        if done.code != 0:
+            raise EnvironmentFault(
+                f"{shlex.join(step[:6])} ... failed ({done.why}): {tail(done.errors or done.output)}",
+                f"mend that, {undo} and start again",
+            )
+
+
 class ProgramFailure(Exception):
     """The program died, or did not answer in time.  The text is fit for a report."""
 
@@ -544,8 +577,12 @@ class OutputFault(Exception):
     """Why what a program left behind is no usable output."""
 
 
+class NoOutput(OutputFault):
+    """There is none at all."""
+
+
 class Exchange:
-    """A temporary folder, readable by the user alone, with ``in`` and ``out`` for pictures as PNG."""
+    """A temporary folder, readable by the user alone, with ``in`` and ``out`` for pictures, and ``work`` for the program."""
 
     def __init__(self) -> None:
         from deidbench.images import make_folder
@@ -554,34 +591,38 @@ class Exchange:
             self.folder = Path(tempfile.mkdtemp(prefix="deidbench-"))
         except OSError as error:
             raise EnvironmentFault(f"no temporary folder: {error}", "free some space, or set $TMPDIR") from error
-        for name in ("in", "out"):
+        for name in ("in", "out", "work"):
             make_folder(self.folder / name)
         shutil.copyfile(CHANNEL, self.folder / CHANNEL.name)  # for drivers, which see this folder and none of ours
 
-    def put(self, index: int, image: Image) -> str:
-        """Writes ``in/NNNN.png`` and makes sure that no old output has that name; returns the name."""
-        from deidbench.images import encode_png
+    def put(self, index: int, image: Image, suffix: str = ".png") -> str:
+        """Writes ``in/NNNNNN.png`` and makes sure that no old output has that name; returns the name."""
+        from deidbench.images import encode_image, encode_png
 
-        name = f"{index:04d}.png"
+        name = f"{index:06d}{suffix}"
         try:
             (self.folder / "out" / name).unlink(missing_ok=True)
-            (self.folder / "in" / name).write_bytes(encode_png(image))
+            data = encode_png(image) if suffix == ".png" else encode_image(image, suffix, quality=100)
+            (self.folder / "in" / name).write_bytes(data)
         except OSError as error:
             raise EnvironmentFault(f"{self.folder} cannot be written: {error}", "free some space, or set $TMPDIR") from error
         return name
 
-    def get(self, name: str, image: Image) -> Image:
-        """The output for the input ``image``: RGB uint8 of the same size.  Raises OutputFault."""
+    def get(self, path: str | Path, image: Image, same_size: bool = True) -> Image:
+        """The output for the input ``image``, RGB uint8, of the same size where ``same_size``.  Raises OutputFault.
+
+        path: of the file; a bare name lies in ``out``.
+        """
         from deidbench.images import read_image
 
-        path = self.folder / "out" / name
+        path = self.folder / "out" / path
         if not path.is_file():
-            raise OutputFault("left no output file")
+            raise NoOutput("left no output file")
         try:
             found = read_image(path)
         except ImageError as error:
             raise OutputFault(f"left an unreadable output: {error.message.replace(str(path), 'the file')}") from error
-        if found.shape != image.shape:
+        if same_size and found.shape != image.shape:
             raise OutputFault(
                 f"gave a picture of {found.shape[1]} x {found.shape[0]} pixels for one of {image.shape[1]} x {image.shape[0]}"
             )
@@ -658,6 +699,10 @@ class ExternalAnonymizer(Anonymizer):
 
     timeout: float
     startup: float
+    #: Whether it says which faces it worked on; one that does and names none found none.
+    says_boxes: bool = True
+    #: Whether an output must have the size of its input.
+    same_size: bool = True
     #: What to type when the program does not start, for messages.
     recipe: str = ""
     _live: _Live | None = None
@@ -722,9 +767,7 @@ class ExternalAnonymizer(Anonymizer):
 
     def _tidy(self, text: str, exchange: Exchange) -> str:
         """``text`` without the exchange folder, which is another one every time, and without the user's home."""
-        home = str(Path.home())
-        text = text.replace(str(exchange.folder), "(exchange)")
-        return text.replace(home, "~") if len(home) > 1 else text
+        return tidy(text, exchange.folder)
 
     def anonymize(self, items: Sequence[Item]) -> list[Anonymized]:
         """One result per item, in order.
@@ -789,9 +832,10 @@ class ExternalAnonymizer(Anonymizer):
             boxes = [Box(nan, nan, nan, nan)]
         if not all(isfinite(v) for box in boxes for v in box):
             return Anonymized.failed(item.id, f"{self.name} answered with boxes that are none: {answer.get('boxes')!r:.200}")
-        if status == "no_face" or (status == "ok" and not boxes):
+        if status == "no_face" or (status == "ok" and not boxes and self.says_boxes):
             return Anonymized.no_face(item.id, f"{self.name} found no face (it returns its input then); image withheld")
         if status != "ok":
             reason = str(answer.get("reason") or f"answered {status!r}")
             return Anonymized.failed(item.id, self._tidy(f"{self.name}: {reason}", live.exchange))
-        return judge(item, live.exchange.get(name, item.image), boxes, self.name)
+        output = live.exchange.get(name, item.image, self.same_size)
+        return judge(item, output, boxes, self.name) if boxes else Anonymized(item.id, Status.OK, output)

@@ -14,7 +14,7 @@ A driver runs in the program's own environment::
 
 source is a PNG (RGB), target the PNG that is to be written, of the same size.  ``work`` may return a dict: ``{"status": "no_face"}``,
 ``{"status": "failed", "reason": "..."}``, ``{"boxes": [[x0, y0, x1, y1], ...]}`` (the faces that were worked on); what it raises is
-that image's failure.  ``request`` has ``seed`` and whatever options the recipe declares.
+that image's failure.  ``request`` has ``seed`` and ``options``, those of the recipe.
 """
 
 from __future__ import annotations
