@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from deidbench.datasets.files import Flags, read_text
+from deidbench.datasets.files import Flags, read_text, some
 from deidbench.datasets.official import Archive, Entry, Finding, Layout, OfficialDataset, Part
 from deidbench.errors import InputError
 from deidbench.kinds import datasets
@@ -194,6 +194,10 @@ class CelebA(OfficialDataset):
             part = self.expected.part(key)
             raise InputError(f"data set {self.name!r}: {root} lacks {part.paths[0]}", part.remedy or f"got at {self.homepage}")
         return found
+
+    def _foreign(self, there: Sequence[Entry]) -> str:
+        odd = [e.path for e in there if not Path(e.path).stem.isdecimal() or not e.subject.isdecimal()]
+        return f"{len(odd):,} of {len(there):,} images or persons are no numbers: {some(odd)}" if odd else ""
 
     def _more(self, there: Sequence[Entry]) -> Iterator[Finding]:
         if not self.identities:

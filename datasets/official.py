@@ -68,13 +68,16 @@ class Archive:
 
 @dataclass(frozen=True)
 class Download:
-    """A file that its authors let anybody fetch.  sha256 or md5: lower-case hex, "" where none is published."""
+    """A file that its authors let anybody fetch over https.
+
+    sha256: lower-case hex; "" where none is published.  figshare: number of the article on figshare that holds the file; size
+    and MD5 are then taken from the article's own record at the time of the download.
+    """
 
     filename: str
     url: str
-    size: int | None = None
     sha256: str = ""
-    md5: str = ""
+    figshare: int | None = None
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,14 @@ class OfficialDataset(Dataset):
     def _more(self, there: Sequence[Entry]) -> Iterator[Finding]:
         """Further findings about the entries of a folder that is checked, e.g. counts by split and what was left out."""
         return iter(())
+
+    def _foreign(self, there: Sequence[Entry]) -> str:
+        """Why a folder with ``manifest.csv`` cannot be this set, "" where it may be."""
+        return ""
+
+    def _counts(self) -> tuple[int | None, int | None]:
+        """(images, persons) of the whole set with these parameters, None where not fixed."""
+        return self.expected.images, self.expected.persons
 
     def materialise(self, root: Path) -> Path:
         """The folder to check and to record for ``root``: another one where the set hands out its pictures as numbers in a
@@ -390,11 +401,17 @@ class OfficialDataset(Dataset):
                 NOTE if self.partial else MISSING, f"{len(absent):,} of {total:,} listed images are not there: {named}",
                 "they are left out" if self.partial else f"{get}; or --partial for those that are there", len(there), total,
             )  # fmt: skip
+        if self.reads_manifest and (why := self._foreign(there)):
+            yield Finding(
+                WRONG, f"this is not {self.title}: {why}", "name the right folder, or use --data FOLDER without --dataset"
+            )
+            return
         persons = len({e.subject for e in there})
+        all_images, all_persons = (None, None) if absent else self._counts()
         subset = self.partial or self.reads_manifest
-        wanted = [("images", len(there), None if absent else self.expected.images)]
+        wanted = [("images", len(there), all_images)]
         if self.identities:
-            wanted.append(("persons", persons, None if absent else self.expected.persons))
+            wanted.append(("persons", persons, all_persons))
         for what, n, expected in wanted:
             if n == 0:
                 yield Finding(MISSING, f"no {what}", get, 0, expected)
