@@ -5,13 +5,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
+import matplotlib
+
 import deidbench
 
 project = "deidbench"
 author = "deidbench contributors"
 version = release = deidbench.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "mathml", "deidbench_parts", "deidbench_cli"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_click", "mathml", "deidbench_parts"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 root_doc = "index"
@@ -24,7 +26,8 @@ myst_dmath_allow_space = False
 
 html_theme = "furo"
 html_title = f"deidbench {release}"
-html_static_path = ["_static"]
+# the font of the formulas, where a reader has none for mathematics: free, with the table that says how brackets grow
+html_static_path = ["_static", str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSerif.ttf")]
 html_css_files = ["docs.css"]
 html_math_renderer = "mathml"
 html_copy_source = False

@@ -76,7 +76,9 @@ def comments(cls: type) -> dict[str, str]:
     assert isinstance(node, ast.ClassDef)
     out = {}
     for field in node.body:
-        target = field.target if isinstance(field, ast.AnnAssign) else field.targets[0] if isinstance(field, ast.Assign) else None
+        target = (
+            field.target if isinstance(field, ast.AnnAssign) else field.targets[0] if isinstance(field, ast.Assign) else None
+        )
         if not isinstance(target, ast.Name):
             continue
         said: list[str] = []
