@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from deidbench import __version__
+from deidbench.cli_check import check
 from deidbench.cli_verdicts import compare, gate, history
 from deidbench.errors import DeidbenchError, ExitCode, InputError
 from deidbench.progress import console
@@ -18,7 +19,7 @@ from deidbench.progress import console
 EXIT_CODES = """\b
 Exit codes
   0    done
-  1    the answer is no (doctor found something broken, gate found something worse)
+  1    the answer is no (doctor found something broken, gate something worse, check a broken rule)
   2    bad usage or bad input, nothing was computed; gate: undecided
   3    a package, weight file or data set is missing
   4    done, but some images failed; the result names them
@@ -44,6 +45,7 @@ def cli() -> None:
     deidbench compare results/demo                which method is better, beyond chance?
     deidbench gate BASELINE CANDIDATE             is a new checkpoint no worse?  exit 0, 1 or 2
     deidbench anonymize IN OUT --method blur      anonymise files or folders
+    deidbench check my-method                     does a plug-in keep the contract?
     deidbench train ganonymization --data FOLDER  train a generator of your own
     deidbench doctor                              what is installed, what is ready, how to get the rest
     """
@@ -510,7 +512,7 @@ def doctor(as_json: bool) -> None:
     sys.exit(ExitCode.OK if findings["healthy"] else ExitCode.NEGATIVE)
 
 
-for _command in (compare, gate, history):
+for _command in (check, compare, gate, history):
     cli.add_command(_command)
 
 
