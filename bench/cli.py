@@ -12,6 +12,7 @@ import click
 
 from deidbench import __version__
 from deidbench.cli_check import check
+from deidbench.cli_recipes import recipe
 from deidbench.cli_verdicts import compare, gate, history
 from deidbench.errors import DeidbenchError, ExitCode, InputError
 from deidbench.progress import console
@@ -30,7 +31,7 @@ Exit codes
 FACES = "Keep pictures of clear faces and show them"
 FACES_DEFAULT = "[default: where the data set's licence allows it]"
 
-KINDS = ("anonymizers", "datasets", "recognizers", "classifiers", "metrics", "attackers", "suites")
+KINDS = ("anonymizers", "recipes", "datasets", "recognizers", "classifiers", "metrics", "attackers", "suites")
 
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -512,7 +513,7 @@ def doctor(as_json: bool) -> None:
     sys.exit(ExitCode.OK if findings["healthy"] else ExitCode.NEGATIVE)
 
 
-for _command in (check, compare, gate, history):
+for _command in (check, compare, gate, history, recipe):
     cli.add_command(_command)
 
 

@@ -57,6 +57,19 @@ def listing(kind: str) -> list[dict[str, Any]]:
             }
             for name in sorted(bundled(collections=True))
         ]
+    if kind == "recipes":
+        from deidbench.anonymizers.external.recipe import bundled as recipes
+        from deidbench.anonymizers.external.recipe import load
+
+        return [
+            {
+                "name": f"command:{name}",
+                "what": (r := load(name)[0]).recipe.title,
+                "options": ", ".join(f"{k}={o.default!r}" for k, o in r.options.items()),
+                "licence": r.recipe.licence,
+            }
+            for name in recipes()
+        ]
     rows = []
     for name in REGISTRIES[kind]:
         try:
