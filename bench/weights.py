@@ -44,7 +44,8 @@ class WeightFile:
 
     name: short name for messages.  filename: what the file is called where it is looked for.
     sha256: lower-case hex; None where no hash is published (it is then recorded with results, not checked).
-    size: bytes, None where unknown.  trained_on: data sets that shaped the weights.
+    md5: the same, where that is all that is published; it finds a broken download, and no forger.
+    size: bytes, None where unknown.  limit: bytes at which a download of unknown size is given up.  trained_on: data sets that shaped the weights.
     package, package_path: importable package that carries the file, and the path inside it (found, not imported).
     install: the command that installs that package.  url: where the file can be downloaded, "" where it cannot.
     folders: further folders to look in (some library's own cache).
@@ -62,6 +63,8 @@ class WeightFile:
     install: str = ""
     url: str = ""
     folders: tuple[Path, ...] = ()
+    md5: str | None = None
+    limit: int | None = None
 
     def candidates(self, path: str | Path | None = None) -> list[Path]:
         """Every place where the file is looked for, in order.  With ``path`` (file or folder), that place alone."""
@@ -104,6 +107,8 @@ class WeightFile:
         found = sha256_of(path)
         if self.sha256 is not None and found != self.sha256:
             raise InputError(f"{path} is not {self.name}: its SHA-256 is {found}, expected {self.sha256}", remedy)
+        if self.sha256 is None and self.md5 is not None and (other := md5_of(path)) != self.md5:
+            raise InputError(f"{path} is not {self.name}: its MD5 is {other}, expected {self.md5}", remedy)
         return found
 
     def open(self, path: str | Path | None = None) -> Path:
@@ -121,7 +126,7 @@ class WeightFile:
         return ", or ".join(ways) or "from its authors"
 
     def _absent(self, places: Sequence[Path], why: str = "") -> MissingError:
-        hash_ = f"SHA-256 {self.sha256}" if self.sha256 else "no hash is published"
+        hash_ = f"SHA-256 {self.sha256}" if self.sha256 else f"MD5 {self.md5}" if self.md5 else "no hash is published"
         size = f"{self.size} bytes, " if self.size is not None else ""
         remedy = f"get it: {self._how_to_get()}; put it at " + ", or ".join(str(p) for p in places)
         if WEIGHTS_ENV not in os.environ and len(places) > 1:
@@ -152,7 +157,7 @@ class WeightFile:
                 f"downloading {self.filename} from {self.url or 'the network'} needs consent",
                 "agree to the download, or put the file at " + str(target),
             )
-        if not self.url or self.sha256 is None or self.size is None:
+        if not self.url or (self.sha256 or self.md5) is None or (self.size or self.limit) is None:
             lack = "address" if not self.url else "hash and size to check it against"
             raise InputError(
                 f"{self.filename} cannot be downloaded: there is no published {lack}",
@@ -183,30 +188,34 @@ class WeightFile:
 
     def _receive(self, sink: Any, target: Path, progress: Callable[[int, int], None] | None, timeout: float) -> None:
         """Body of the download into ``sink``, checked and synced.  Raises as :meth:`fetch` does."""
-        assert self.size is not None
-        digest, got = hashlib.sha256(), 0
+        most = self.size if self.size is not None else self.limit
+        assert most is not None
+        digest, other, got = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
         try:
             request = urllib.request.Request(self.url, headers={"User-Agent": "deidbench"})
             with urllib.request.urlopen(request, timeout=timeout) as source:
                 while chunk := source.read(_CHUNK):
                     got += len(chunk)
-                    if got > self.size:
+                    if got > most:
                         break
                     digest.update(chunk)
+                    other.update(chunk)
                     _write(sink, chunk, target)
                     if progress is not None:
-                        progress(got, self.size)
+                        progress(got, most)
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             raise self._absent([target], f"; {self.url} cannot be read: {error}") from error
-        if got != self.size:
-            what = "more than" if got > self.size else f"{got} of"
+        if got > most or (self.size is not None and got != self.size):
+            what = "more than" if got > most else f"{got} of"
             raise InputError(
-                f"{self.url} gave {what} {self.size} bytes: cut short or another file; nothing was kept",
+                f"{self.url} gave {what} {most} bytes: cut short or another file; nothing was kept",
                 "try again, or download it by hand to " + str(target),
             )
-        if digest.hexdigest() != self.sha256:
+        found, wanted = (digest.hexdigest(), self.sha256) if self.sha256 is not None else (other.hexdigest(), self.md5)
+        if found != wanted:
+            kind = "SHA-256" if self.sha256 is not None else "MD5"
             raise InputError(
-                f"{self.url} gave a file with SHA-256 {digest.hexdigest()}, expected {self.sha256}; nothing was kept",
+                f"{self.url} gave a file with {kind} {found}, expected {wanted}; nothing was kept",
                 f"do not use that file; another copy with the right hash can be put at {target}",
             )
         try:
@@ -258,6 +267,12 @@ def sha256_of(path: str | Path) -> str:
         raise MissingError(f"{path} does not exist", "check the path") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error}", "check its permissions") from error
+
+
+def md5_of(path: str | Path) -> str:
+    """MD5 of a file, lower-case hex: it recognises published files and protects nothing."""
+    with open(path, "rb") as file:  # noqa: PTH123 - file_digest wants a file
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 @lru_cache(maxsize=256)

@@ -21,6 +21,7 @@ from deidbench.datasets.base import Dataset, split_persons
 from deidbench.datasets.files import Entry, Inside, check_limits, choose, hashed, some, text_lines
 from deidbench.errors import InputError, MissingError
 from deidbench.types import Sample
+from deidbench.weights import md5_of
 
 __all__ = ["Archive", "Download", "Entry", "Finding", "Layout", "OfficialDataset", "Part", "Report"]
 
@@ -447,13 +448,6 @@ class OfficialDataset(Dataset):
                     f"unzip -q {shlex.quote(str(path))} -d" if path.suffix == ".zip" else f"tar -xf {shlex.quote(str(path))} -C"
                 )
                 yield Finding(NOTE, f"{path.name} is there, still packed", f"{tool} {shlex.quote(str(into))}")
-
-
-def md5_of(path: Path) -> str:
-    """MD5 of a small file, lower-case hex: it recognises published lists and protects nothing."""
-    import hashlib
-
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 def unchanged(root: Path, line: Line) -> bool:
