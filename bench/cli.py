@@ -12,6 +12,7 @@ import click
 
 from deidbench import __version__
 from deidbench.cli_check import check
+from deidbench.cli_data import data as data_sets
 from deidbench.cli_recipes import recipe
 from deidbench.cli_verdicts import compare, gate, history
 from deidbench.errors import DeidbenchError, ExitCode, InputError
@@ -64,6 +65,12 @@ def cli() -> None:
     "With KEY=, repeated: for a suite of several experiments, whose data have names.",
 )
 @click.option(
+    "--dataset",
+    metavar="NAME",
+    help="Evaluate on this data set (deidbench data ls), where deidbench data prepare found it; with --data FOLDER, on that folder "
+    "read as this data set.",
+)
+@click.option(
     "--set",
     "overrides",
     multiple=True,
@@ -89,7 +96,7 @@ def cli() -> None:
 @click.option("--quiet", is_flag=True, help="No progress bars, no summary.")
 @click.option("--json", "as_json", is_flag=True, help="Print the run's folder and counts as JSON instead of the summary.")
 def run(
-    suite: str, out: Path | None, data: Sequence[str], overrides: Sequence[str], only: Sequence[str], workers: int, batch: int,
+    suite: str, out: Path | None, data: Sequence[str], dataset: str | None, overrides: Sequence[str], only: Sequence[str], workers: int, batch: int,
     cache: Path | None, retry_failed: bool, no_report: bool, faces: bool | None, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Run SUITE: a bundled suite's name or a TOML file.
@@ -107,10 +114,15 @@ def run(
     from deidbench.suite import load_suite
 
     if is_collection(suite):
+        if dataset is not None:
+            raise InputError(
+                f"{suite} has experiments on data of their own: --dataset does not go with it",
+                "--data KEY=FOLDER, for each of them",
+            )
         options = Options(workers, batch, cache, quiet or as_json, retry_failed, faces)
         _run_collection(suite, out, data, overrides, only, options, not no_report, quiet, as_json)
         return
-    changes = list(overrides)
+    chosen = [f"dataset.name={_toml_string(dataset or 'folder')}"] if dataset is not None or data else []
     if len(data) > 1:
         raise InputError("--data is given twice", f"{suite} is one suite and takes one folder")
     if data:
@@ -119,8 +131,8 @@ def run(
             raise InputError(
                 f"--data {root}: no such folder", "name a folder that holds manifest.csv or one sub-folder per person"
             )
-        changes = ["dataset.name=folder", f"dataset.params.root={_toml_string(str(root.resolve()))}", *changes]
-    loaded = load_suite(suite, changes, only=only)
+        chosen.append(f"dataset.params.root={_toml_string(str(root.resolve()))}")
+    loaded = load_suite(suite, [*chosen, *overrides], only=only)
     folder = out or Path("results") / loaded.name
     result = run_suite(loaded, folder, Options(workers, batch, cache, quiet or as_json, retry_failed, faces))
     written: list[Path] = []
@@ -513,7 +525,7 @@ def doctor(as_json: bool) -> None:
     sys.exit(ExitCode.OK if findings["healthy"] else ExitCode.NEGATIVE)
 
 
-for _command in (check, compare, gate, history, recipe):
+for _command in (check, compare, data_sets, gate, history, recipe):
     cli.add_command(_command)
 
 
