@@ -44,7 +44,7 @@ class _Strict(BaseModel):
 class Guard(_Strict):
     """One line of a margins file.
 
-    margin: in the unit of the figure; for faces per second a share of the baseline (0.1: a tenth slower).  worse: where the metric
+    metric: name of the figure, * matches anything.  margin: in the unit of the figure; for faces per second a share of the baseline (0.1: a tenth slower).  worse: where the metric
     has no better side.  unchanged: must not get better by the margin either.  optional: may be absent from both runs.
     attacker, recognizer, label, convention, comparison: patterns; "" is the headline for a convention, and any for the others.
     """
