@@ -4,6 +4,7 @@
 ``quantity PATTERN``   the figures that a formula above it belongs to, with what must be said of them
 ``quantities [METRIC]``  the list of all figures
 ``keys CLASS``         the fields of a pydantic model or a dataclass, with their defaults
+``recipes``            the bundled recipes for other people's programs
 ``suites``             the bundled suites
 ``exit-codes``         the exit codes of the command line
 """
@@ -113,20 +114,16 @@ class Parts(SphinxDirective):
             raise self.error(f"no parts of kind {kind}")
         overview = table(
             ("name", "what it is"),
-            [(self._link(kind, name), _first(cls)) for name, cls in parts.items()],
+            [(_here(_id(kind, name), name), _first(cls)) for name, cls in parts.items()],
             (20, 80),
         )
         return [overview, *(self._section(kind, name, cls) for name, cls in parts.items())]
-
-    def _link(self, kind: str, name: str) -> nodes.paragraph:
-        # nodes of one document: a plain internal reference does
-        return nodes.paragraph("", "", nodes.reference("", "", nodes.literal("", name), refid=_id(kind, name), internal=True))
 
     def _section(self, kind: str, name: str, cls: Any) -> nodes.section:
         out = nodes.section(ids=[_id(kind, name)], names=[])
         out += nodes.title("", "", nodes.literal("", name))
         known = described.parameters(cls)
-        text, told = described.entries(inspect.getdoc(cls) or "", known)
+        text, told = described.told_parameters(cls)
         out += prose(text)
         if known:
             rows = [(code(p), default_text(d), told.get(p) or "see above") for p, d in known.items()]
@@ -138,8 +135,17 @@ class Parts(SphinxDirective):
             said.append(("Swept by", code(strength)))
         if getattr(cls, "title", "") and kind == "datasets":
             said.append(("Title", cls.title))
+        if layout := getattr(cls, "expected", None):
+            size = [f"{n:,} {what}" for n, what in ((layout.images, "images"), (layout.persons, "persons")) if n]
+            said += [("Size", ", ".join(size))] if size else []
+        if kind == "datasets" and not cls.identities:
+            said.append(("Persons", "not named: nothing about re-identification can be computed"))
         if licence := _told(cls, "licence"):
             said.append(("Licence", licence))
+        if terms := getattr(cls, "terms", ""):
+            said.append(("Terms", terms))
+        if homepage := getattr(cls, "homepage", ""):
+            said.append(("Got from", homepage))
         if trained := _told(cls, "trained_on"):
             said.append(("Trained on", ", ".join(trained)))
         if kind == "anonymizers" and _told(cls, "deterministic") is False:
@@ -148,6 +154,9 @@ class Parts(SphinxDirective):
             said.append(("Source", citation))
         said.append(("Version", cls.version))
         out += fields(said)
+        if layout := getattr(cls, "expected", None):
+            out += nodes.paragraph("", "The layout that is accepted:")
+            out += nodes.literal_block(layout.tree, layout.tree, language="text")
         return out
 
 
@@ -284,6 +293,61 @@ def _type(annotation: Any) -> str:
     return re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", text).replace("Table", " table")
 
 
+class Recipes(SphinxDirective):
+    """``recipes``: the bundled recipes for other people's programs, a section each."""
+
+    def run(self) -> list[nodes.Node]:
+        from deidbench.anonymizers.external.recipe import bundled, load
+
+        found = {name: load(name)[0] for name in bundled()}
+        rows = [
+            (_here(f"recipe {n}", n), r.recipe.title, r.recipe.tried or "not by us", r.recipe.licence) for n, r in found.items()
+        ]
+        overview = table(("recipe", "what it is", "run for real", "licence"), rows, (16, 40, 22, 22))
+        return [overview, *(self._section(name, recipe) for name, recipe in found.items())]
+
+    def _section(self, name: str, recipe: Any) -> nodes.section:
+        about = recipe.recipe
+        out = nodes.section(ids=[nodes.make_id(f"recipe {name}")], names=[])
+        out += nodes.title("", "", nodes.literal("", f"command:{name}"))
+        out += paragraph(f"{about.title}.")
+        out += prose(about.notes)
+        if recipe.options:
+            rows = []
+            for option, o in recipe.options.items():
+                bounds = " to ".join(f"{x:g}" for x in (o.low, o.high) if x is not None)
+                allowed = ", ".join(map(str, o.choices)) or bounds
+                rows.append((code(option), default_text(o.default), allowed, o.what))
+            out += table(("option", "default", "allowed", "what it is"), rows, (18, 16, 20, 46), "params")
+        said: list[tuple[str, Cell]] = [("Run for real", about.tried or "not by us")]
+        if recipe.program is not None:
+            source = recipe.program.source
+            said.append(("Program", source + (f", commit `{recipe.program.commit[:12]}`" if recipe.program.commit else "")))
+        for weight in recipe.weights:
+            digest = weight.sha256 or weight.md5
+            kind = "SHA-256" if weight.sha256 else "MD5"
+            said.append(
+                ("Weights", f"{weight.what}: ``{weight.file}``, {weight.url or 'see the home page'}" + (f", {kind} ``{digest}``" if digest else ""))
+            )  # fmt: skip
+        said += [
+            (title, text)
+            for title, text in (
+                ("Licence", about.licence),
+                ("Trained on", ", ".join(about.trained_on)),
+                ("Home page", about.homepage),
+                ("Source", about.citation),
+            )
+            if text
+        ]
+        out += fields(said)
+        return out
+
+
+def _here(target: str, text: str) -> nodes.paragraph:
+    """A link to a place on the same page."""
+    return nodes.paragraph("", "", nodes.reference("", "", nodes.literal("", text), refid=nodes.make_id(target), internal=True))
+
+
 class Suites(SphinxDirective):
     """``suites``: the bundled suites as ``deidbench ls suites`` lists them."""
 
@@ -313,6 +377,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         ("quantity", Quantity),
         ("quantities", Quantities),
         ("keys", Keys),
+        ("recipes", Recipes),
         ("suites", Suites),
         ("exit-codes", ExitCodes),
     ):

@@ -92,15 +92,25 @@ def comments(cls: type) -> dict[str, str]:
 
 
 def fields_of(cls: type) -> dict[str, str]:
-    """field -> text, of a dataclass, an enum or a pydantic model: from its ``#:`` comments, else from its docstring."""
+    """field -> text, of a dataclass, an enum or a pydantic model: its descriptions, ``#:`` comments, or docstring, and its bases'."""
     names = [*getattr(cls, "model_fields", ()), *getattr(cls, "__dataclass_fields__", ()), *getattr(cls, "__members__", ())]
-    said: dict[str, str] = {}
+    said = {n: info.description for n, info in getattr(cls, "model_fields", {}).items() if info.description}
     for base in cls.__mro__:
         if not base.__module__.startswith("deidbench."):
             continue
         _, told = entries(inspect.getdoc(base) or "", names)
         said = {**told, **comments(base), **said}
     return {n: said.get(n, "") for n in names}
+
+
+def told_parameters(cls: type) -> tuple[str, dict[str, str]]:
+    """The prose of a part's docstring, and what it and its bases say of its parameters."""
+    known = parameters(cls)
+    prose, told = entries(inspect.getdoc(cls) or "", known)
+    for base in cls.__mro__[1:]:
+        if base.__module__.startswith("deidbench.") and base.__doc__:
+            told = {**entries(inspect.cleandoc(base.__doc__), known)[1], **told}
+    return prose, told
 
 
 # --- quantities
