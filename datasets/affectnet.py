@@ -65,6 +65,8 @@ def read_label(data: bytes, where: str) -> int:
     import numpy as np
 
     remedy = "copy the folder annotations again from the set's archive"
+    if not data.startswith(b"\x93NUMPY"):
+        raise InputError(f"{where} is no file of numpy (pickles are never unpickled)", remedy)
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
         if not isinstance(array, np.ndarray) or array.size != 1:
