@@ -76,7 +76,7 @@ def test_files_of_numpy(numpies: Path) -> None:
 def test_labels_of_the_other_part_are_not_even_opened(numpies: Path) -> None:
     (numpies / "train_set/annotations/0_exp.npy").write_bytes(b"broken")
     assert len(list(AffectNet(str(numpies), split="val").samples())) == 9
-    with pytest.raises(InputError, match="0_exp.npy is no file of numpy"):
+    with pytest.raises(InputError, match=r"0_exp.npy is no file of numpy"):
         list(AffectNet(str(numpies)).samples())
 
 
@@ -103,7 +103,8 @@ def test_nothing_is_ever_unpickled(numpies: Path, tmp_path: Path) -> None:
     for data in (buffer.getvalue(), pickle.dumps(bomb)):
         (numpies / "val_set/annotations/4_exp.npy").write_bytes(data)
         with pytest.raises(
-            InputError, match="4_exp.npy (holds an array of objects, which is|is no file of numpy .pickles are) never unpickled"
+            InputError,
+            match=r"4_exp.npy (holds an array of objects, which is|is no file of numpy .pickles are) never unpickled",
         ):
             list(AffectNet(str(numpies)).samples())
         assert not victim.exists()
@@ -152,7 +153,7 @@ def lists(tmp_path: Path, put: Put) -> Path:
         HEADER + "\n" + "".join(f"{p},{x},{y},{w},{h},{'1;2;' * 68},{e},{v},{a}\n" for p, x, y, w, h, e, v, a in rows)
     )
     for row in rows:
-        put((tmp_path / "Manually_Annotated_Images" / str(row[0])))
+        put(tmp_path / "Manually_Annotated_Images" / str(row[0]))
     return tmp_path
 
 

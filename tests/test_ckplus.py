@@ -81,10 +81,19 @@ def test_folders_as_the_archives_unpack(official: Path, images: str, labels: str
 
 
 def test_codes_are_those_of_the_read_me() -> None:
-    assert [CODES[i] for i in range(8)] == "neutral anger contempt disgust fear happiness sadness surprise".split()
+    assert [CODES[i] for i in range(8)] == [
+        "neutral",
+        "anger",
+        "contempt",
+        "disgust",
+        "fear",
+        "happiness",
+        "sadness",
+        "surprise",
+    ]
     assert parse_emotion("   5.0000000e+00\n", "x") == "happiness"
     for wrong in ("", "8.0", "2.5", "nan", "1 2", "happy", "-1"):
-        with pytest.raises(InputError, match="x: .* is not one of the codes 0 to 7"):
+        with pytest.raises(InputError, match=r"x: .* is not one of the codes 0 to 7"):
             parse_emotion(wrong, "x")
     assert parse_name("S005_001_00000011.png") == ("S005", "S005_001", 11)
     assert [parse_name(n) for n in ("S5_001_00000011.png", "S005_001.png", "S005_001_0000001a.png", "S005_001_1.txt")] == [
@@ -167,7 +176,7 @@ def test_ck48(cut: Path) -> None:
     ]
     inside = list(CKPlus(str(cut / "CK+48"), frames="last3").samples())
     assert len(inside) == 9 and inside[0].id == "anger/S010_004_00000017.png"
-    with pytest.raises(InputError, match="CK.48, which has no neutral frames"):
+    with pytest.raises(InputError, match=r"CK.48, which has no neutral frames"):
         list(CKPlus(str(cut), frames="peak+neutral").samples())
 
 

@@ -83,7 +83,7 @@ def test_what_is_missing_is_counted_or_named(basic: Path) -> None:
     assert list(data.samples())[-1].groups == {}
     assert data.left_out() == {"files of attributes that are not there": 1}
     (basic / "Image/aligned/test_0001_aligned.jpg").unlink()
-    with pytest.raises(InputError, match="lacks 1 of 4 listed images: Image/aligned/test_0001_aligned.jpg"):
+    with pytest.raises(InputError, match=r"lacks 1 of 4 listed images: Image/aligned/test_0001_aligned.jpg"):
         list(RafDb(str(basic)).samples())
     (basic / "Image/aligned").rename(basic / "Image/unpacked")
     with pytest.raises(InputError, match="has no folder Image/aligned") as caught:
@@ -111,13 +111,13 @@ def test_damaged_lists_name_their_line(basic: Path, line: str, said: str) -> Non
 
 @pytest.mark.parametrize("codes", ["0\n0", "0\n0\n5", "0\n3\n0", "3\n0\n0", "x\n0\n0", "0\n0\n0\n0"])
 def test_damaged_attributes_are_refused(codes: str) -> None:
-    with pytest.raises(InputError, match="^there"):
+    with pytest.raises(InputError, match=r"^there"):
         parse_attributes(POINTS + codes, "there")
 
 
 @pytest.mark.parametrize("text", ["", "1 2 3", "1 2 3 nan", "5 5 5 9", "9 9 1 1", "1 2 3 inf", "a b c d"])
 def test_damaged_boxes_are_refused(text: str) -> None:
-    with pytest.raises(InputError, match="there: .* is no box"):
+    with pytest.raises(InputError, match=r"there: .* is no box"):
         parse_box(text, "there")
 
 
@@ -149,7 +149,7 @@ def test_a_picture_in_the_wrong_class_folder_is_refused(copy: Path) -> None:
     picture = copy / "DATASET/test/1/test_0002_aligned.jpg"
     (copy / "DATASET/test/2").mkdir()
     picture.rename(copy / "DATASET/test/2/test_0002_aligned.jpg")
-    with pytest.raises(InputError, match="lies in the folder of fear, test_labels.csv says surprise"):
+    with pytest.raises(InputError, match=r"lies in the folder of fear, test_labels.csv says surprise"):
         list(RafDb(str(copy)).samples())
 
 
@@ -171,5 +171,5 @@ def test_the_check_counts_by_part_and_class(basic: Path) -> None:
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match="lacks EmoLabel/list_patition_label.txt"):
+    with pytest.raises(MissingError, match=r"lacks EmoLabel/list_patition_label.txt"):
         list(RafDb(str(tmp_path)).samples())
