@@ -132,7 +132,7 @@ def prepare(
     data = official(name, **given, partial=partial)
     folder = (root.expanduser() if root is not None else default_root(name)).resolve()
     if folder.is_dir():
-        folder = data.materialise(folder).resolve()
+        folder = data.materialise(folder, progress).resolve()
     report = data.check(folder)
     if not report.ready:
         return Preparation(name, folder, report)

@@ -19,13 +19,14 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from deidbench.data_index import user_data
 from deidbench.datasets.classes import Counted, below, class_folders, csv_lines, first_of, images_in, whole_number
 from deidbench.datasets.files import Entry
-from deidbench.datasets.official import Archive, Finding, Layout, Part
+from deidbench.datasets.official import Archive, Finding, Layout, Part, Progress
 from deidbench.errors import EnvironmentFault, InputError, MissingError
 from deidbench.kinds import datasets
 
@@ -169,7 +170,7 @@ or  DIR/FER2013Train/fer0000000.png ...   and fer2013new.csv""",
         self.labels = labels
 
     # -- out of the table ---------------------------------------------------------------------------------------
-    def materialise(self, root: Path) -> Path:
+    def materialise(self, root: Path, progress: Progress | None = None) -> Path:
         """Writes the pictures of a table as PNG into ``pictures/fer2013-HASH`` of the user's data folder, and returns that.
 
         HASH is of the table: another table gets another folder, the same one is not written twice.  Pictures that were lost or
@@ -196,7 +197,7 @@ or  DIR/FER2013Train/fer0000000.png ...   and fer2013new.csv""",
         lines = ["file,emotion,usage,sha256"]
         for split in USAGES.values():
             make_folder(target / split)
-        for name, emotion, usage, data in _pictures(table):
+        for name, emotion, usage, data in _pictures(table, progress):
             path = target / USAGES[usage] / name
             if not path.is_file() or path.stat().st_size != len(data) or path.read_bytes() != data:
                 _write(path, data)
@@ -311,6 +312,11 @@ or  DIR/FER2013Train/fer0000000.png ...   and fer2013new.csv""",
 
     def _more(self, there: Sequence[Entry]) -> Iterator[Finding]:
         yield from super()._more(there)
+        if (origin := self.folder() / ORIGIN).is_file():
+            table = json.loads(origin.read_text("utf-8"))
+            yield Finding(
+                "note", f"pictures written from {table['table']} (SHA-256 {table['sha256'][:16]}), kept here from now on"
+            )
         if self.labels == "fer+" or self.reads_manifest:
             found = Counter(e.role for e in there)
             yield Finding("note", ", ".join(f"{split} {n:,}" for split, n in found.items()), found=len(there))
@@ -323,12 +329,10 @@ or  DIR/FER2013Train/fer0000000.png ...   and fer2013new.csv""",
         yield from self.count_splits(there, counts)
 
 
-def _pictures(table: Path) -> Iterator[tuple[str, str, str, bytes]]:
+def _pictures(table: Path, progress: Progress | None) -> Iterator[tuple[str, str, str, bytes]]:
     """(file name, emotion, usage, PNG) of the rows of the table.  Names are FER+'s: fer and the row's number, from 0."""
-    from deidbench.progress import progress
-
-    rows = max(sum(1 for _ in _lines(table)) - 1, 0)
-    with progress("pictures out of the table", rows) as tick:
+    rows = max(sum(1 for _ in _lines(table)) - 1, 0) if progress is not None else 0
+    with progress("pictures out of the table", rows) if progress is not None else nullcontext(lambda done: None) as tick:
         for row, (n, cells) in enumerate(csv_lines(table, ("emotion", "pixels", "Usage"))):
             where = f"{table}, line {n}"
             emotion = CODES[whole_number(cells["emotion"], where, "the emotion", 0, 6)]
@@ -336,7 +340,7 @@ def _pictures(table: Path) -> Iterator[tuple[str, str, str, bytes]]:
                 raise InputError(f"{where}: unknown Usage {cells['Usage'][:40]!r}", f"one of {', '.join(USAGES)}")
             grey = parse_pixels(cells["pixels"], where)
             yield f"fer{row:07d}.png", emotion, cells["Usage"], grey_png(grey)
-            tick()
+            tick(1)
 
 
 def _write(path: Path, data: bytes) -> None:

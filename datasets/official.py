@@ -10,7 +10,8 @@ The folder of a set may also hold ``manifest.csv`` instead, as the data set ``fo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,8 @@ from deidbench.weights import md5_of
 
 __all__ = ["Archive", "Download", "Entry", "Finding", "Layout", "OfficialDataset", "Part", "Report"]
 
+#: ``progress(title, total)``: a bar, within which a call says how many more are done.
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 #: A folder with this file is read as the data set ``folder`` reads it.
 MANIFEST = "manifest.csv"
 OK, MISSING, WRONG, NOTE = "ok", "missing", "wrong", "note"
@@ -206,9 +209,10 @@ class OfficialDataset(Dataset):
         """(images, persons) of the whole set with these parameters, None where not fixed."""
         return self.expected.images, self.expected.persons
 
-    def materialise(self, root: Path) -> Path:
+    def materialise(self, root: Path, progress: Progress | None = None) -> Path:
         """The folder to check and to record for ``root``: another one where the set hands out its pictures as numbers in a
         table, which this writes as picture files first (once, into the user's data folder).
+        progress: as :func:`deidbench.progress.progress`.
         """
         return root
 
