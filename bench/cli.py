@@ -42,7 +42,7 @@ def cli() -> None:
 
     \b
     deidbench run demo                            compare built-in methods on the bundled faces
-    deidbench run deidbench-v2 --data FOLDER      the same on your own images (one sub-folder per person)
+    deidbench run deidbench-v3 --data FOLDER      the same on your own images (one sub-folder per person)
     deidbench report results/demo                 write its tables, figures and page again
     deidbench compare results/demo                which method is better, beyond chance?
     deidbench gate BASELINE CANDIDATE             is a new checkpoint no worse?  exit 0, 1 or 2
@@ -255,7 +255,15 @@ def _toml_string(text: str) -> str:
 def report(
     folder: Path, formats: Sequence[str], ci: str, no_figures: bool, faces: bool | None, quiet: bool
 ) -> None:  # fmt: skip
-    """Write tables, figures and the page of the run in FOLDER again, and print its summary."""
+    """Write tables, figures and the page of the run in FOLDER again, and print its summary.
+
+    Nothing is computed anew.  Of FORMAT: csv, Markdown and LaTeX tables are in FOLDER/tables, the page is FOLDER/report.html.
+
+    \b
+    deidbench report results/demo                              all of it
+    deidbench report results/demo --format tex --no-figures    the LaTeX tables only
+    deidbench report results/demo --ci plusminus               12.0 ± 2.4 instead of 12.0 [9.7, 14.5]
+    """
     from deidbench.report import write_report
 
     written = write_report(
@@ -281,6 +289,11 @@ def anonymize(
 
     Inputs are never overwritten.  Where no face is found nothing is written; deidbench-status.csv says so.
     Running the same command again does what is left.
+
+    \b
+    deidbench anonymize photo.jpg out.jpg --method blur --param sigma=0.2     one file; strength in face sizes
+    deidbench anonymize photos/ out/ --method ganonymization                  a folder tree
+    deidbench anonymize photos/ out/ --method command:deface                  another program, by its recipe
     """
     from deidbench import kinds
     from deidbench.convert import anonymize_tree
@@ -326,7 +339,12 @@ def _parameter(text: str, option: str = "--param", example: str = "strength=0.2"
 
 @cli.group()
 def train() -> None:
-    """Train a model that deidbench can run."""
+    """Train a model that deidbench can run.
+
+    \b
+    deidbench train ganonymization --data FOLDER --size 128 --out my-model    a generator
+    deidbench train classifier --data FOLDER --recipe emotion                 a classifier of emotions or attributes
+    """
 
 
 @train.command("ganonymization")
@@ -371,6 +389,10 @@ def train_ganonymization(
     Faces are cut out, segmented and measured once and kept.  The training can be stopped at any time: the same command goes
     on from there, to the same weights.  While it runs, OUT holds sample grids, loss curves, the history, the model card and
     best.safetensors, which the method takes:  --method ganonymization --param checkpoint=OUT/best.safetensors
+
+    \b
+    deidbench train ganonymization --data FOLDER --size 256 --out my-model
+    deidbench train ganonymization --data FOLDER --recipe celeba-hq-128        how the shipped checkpoint was made
     """
     from deidbench.training import Recipe, load_recipe
     from deidbench.training import train_ganonymization as work
@@ -424,6 +446,10 @@ def train_classifier_command(
     attributes named as CelebA's.  The training can be stopped at any time: the same command goes on from the last epoch, to the
     same weights.  OUT then holds classifier.safetensors, which a run takes as emotion-cnn or attributes-cnn with path=FILE, and
     a card with the figures on the held-out persons.
+
+    \b
+    deidbench train classifier --data FOLDER --recipe emotion --out my-emotions
+    deidbench train classifier --data FOLDER --recipe attributes --role classifier_train --set flip=true
     """
     from dataclasses import replace
 
@@ -470,6 +496,10 @@ def export_command(checkpoint: Path, target: Path, size: int | None) -> None:
     """Write a GANonymization generator as ONNX ("" or "shipped" is the one in the package).
 
     The method runs it as it runs the checkpoint itself: --param checkpoint=OUT.onnx
+
+    \b
+    deidbench export my-model/best.safetensors my-model.onnx
+    deidbench export shipped ganonymization-128.onnx
     """
     from deidbench.anonymizers.ganonymization.export import export_onnx
     from deidbench.anonymizers.ganonymization.synthesis import checkpoint_path
@@ -484,7 +514,13 @@ def export_command(checkpoint: Path, target: Path, size: int | None) -> None:
 @click.argument("kind", type=click.Choice(KINDS), required=False)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def list_parts(kind: str | None, as_json: bool) -> None:
-    """List what there is: anonymizers, data sets, recognisers, metrics, suites, with their parameters."""
+    """List what there is: anonymizers, data sets, recognisers, metrics, suites, with their parameters.
+
+    \b
+    deidbench ls                         everything
+    deidbench ls anonymizers             methods, with their parameters and defaults
+    deidbench ls suites --json           for a script
+    """
     from deidbench.listing import listing
 
     tables = {k: listing(k) for k in ([kind] if kind else KINDS)}
@@ -512,7 +548,14 @@ def list_parts(kind: str | None, as_json: bool) -> None:
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def doctor(as_json: bool) -> None:
-    """Show versions, devices, which models and data sets are ready, and how to get the others."""
+    """Show versions, devices, which models and data sets are ready, and how to get the others.
+
+    Exit 1 where something that deidbench needs is broken; what is merely not there is no fault.
+
+    \b
+    deidbench doctor
+    deidbench doctor --json              for a bug report
+    """
     from deidbench.doctor import examine, show
 
     findings = examine()
