@@ -94,7 +94,7 @@ def _state(name: str, data: Dataset) -> dict[str, Any]:
         state["problem"] = data.missing()
         if isinstance(data, OfficialDataset):
             record = data.prepared
-            images, persons = data.expected.images, data.expected.persons
+            persons, images = data.size()
             state |= {
                 "images": record.images if record else images,
                 "persons": record.persons if record else persons,

@@ -117,6 +117,7 @@ class AffectNet(Counted):
     homepage = "http://mohammadmahoor.com/affectnet/"
     terms = "an agreement, signed by the head of a laboratory or a professor"
     identities = False
+    all_images = COUNTS["train"][-1] + COUNTS["val"][1]
     split_roles: ClassVar[Mapping[str, str]] = {"val": "evaluate", "test": "evaluate"}
     expected: ClassVar[Layout] = Layout(
         tree="""\

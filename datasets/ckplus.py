@@ -97,6 +97,7 @@ class CKPlus(Counted):
     licence = "non-commercial research, by an agreement; not to be passed on; faces of some persons only may be printed"
     homepage = "http://www.jeffcohn.net/resources/"
     terms = "an agreement to be signed; a few persons only allowed their faces to be printed (the agreement lists them)"
+    all_images = sum(SEQUENCES.values())
     expected: ClassVar[Layout] = Layout(
         tree="""\
 DIR/cohn-kanade-images/S005/001/S005_001_00000001.png ... S005_001_00000011.png
@@ -128,6 +129,10 @@ or  DIR/CK+48/{anger,contempt,disgust,fear,happy,sadness,surprise}/S010_004_0000
         )  # fmt: skip
         self.frames = frames
         self.unlabelled = unlabelled
+
+    def size(self) -> tuple[int | None, int | None]:
+        """Of the labelled sequences, one picture each."""
+        return LABELLED_PERSONS, self.all_images
 
     def _entries(self, root: Path) -> Iterator[Entry]:
         """In the order of persons, sequences and frames."""

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from deidbench.datasets.files import EMOTION_NAMES, Entry, natural_key
 from deidbench.datasets.official import MISSING, NOTE, OK, WRONG, Finding, OfficialDataset
@@ -119,6 +120,12 @@ def whole_number(text: str, where: str, what: str, low: int, high: int) -> int:
 
 class Counted(OfficialDataset):
     """A set that leaves out some of what its lists name, for a reason, and says how much."""
+
+    #: Images of the whole set, as :meth:`size` tells them; the check counts by split (see ``_more``).
+    all_images: ClassVar[int]
+
+    def size(self) -> tuple[int | None, int | None]:
+        return self.expected.persons, self.all_images
 
     def start(self) -> None:
         """Forgets what an earlier reading left out.  To be called first in ``_entries``."""

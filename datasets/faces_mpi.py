@@ -70,6 +70,7 @@ class Faces(Counted):
     licence = "scientific research, after registration; not to be passed on"
     homepage = "https://faces.mpdl.mpg.de"
     terms = "registration, case by case; 72 pictures of six persons may be seen without it"
+    all_images = IMAGES
     expected: ClassVar[Layout] = Layout(
         tree="DIR/.../004_o_m_a_a.jpg   (person_age_sex_expression_set, in any folders)",
         parts=(

@@ -137,6 +137,7 @@ class Fer2013(Counted):
     homepage = "https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge"
     terms = "an account at Kaggle and the rules of the competition; FER+'s labels: https://github.com/microsoft/FERPlus"
     identities = False
+    all_images = sum(sum(classes.values()) for classes in COUNTS.values())
     split_roles: ClassVar[Mapping[str, str]] = {"test": "evaluate", "val": "validation"}
     expected: ClassVar[Layout] = Layout(
         tree="""\

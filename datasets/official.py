@@ -209,6 +209,10 @@ class OfficialDataset(Dataset):
         """(images, persons) of the whole set with these parameters, None where not fixed."""
         return self.expected.images, self.expected.persons
 
+    def size(self) -> tuple[int | None, int | None]:
+        """(persons, images) of the whole set, for a list of the sets; None where there is no such number."""
+        return self.expected.persons, self.expected.images
+
     def materialise(self, root: Path, progress: Progress | None = None) -> Path:
         """The folder to check and to record for ``root``: another one where the set hands out its pictures as numbers in a
         table, which this writes as picture files first (once, into the user's data folder).

@@ -109,6 +109,7 @@ class RafDb(Counted):
     homepage = "http://www.whdeng.cn/RAF/model1.html"
     terms = "asked for by e-mail from a university or company, for non-commercial research"
     identities = False
+    all_images = sum(sum(classes.values()) for classes in COUNTS.values())
     split_roles: ClassVar[Mapping[str, str]] = {"test": "evaluate"}
     expected: ClassVar[Layout] = Layout(
         tree="""\

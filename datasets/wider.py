@@ -111,6 +111,7 @@ class Wider(Counted):
     homepage = "http://shuoyang1213.me/WIDERFACE/"
     terms = "for research; the pictures' rights lie with others"
     identities = False
+    all_images = sum(COUNTS.values())
     split_roles: ClassVar[Mapping[str, str]] = {"val": "evaluate"}
     expected: ClassVar[Layout] = Layout(
         tree="""\
