@@ -94,7 +94,7 @@ def check(
 
     def tell(result: Result) -> None:
         results.append(result)
-        if not as_json:
+        if not as_json and result.verdict != "untried":
             _row(screen, result)
 
     with Apart(request) as apart:
@@ -111,6 +111,7 @@ def check(
     if as_json:
         click.echo(json.dumps(record(about, target, material.source, results, words, apart.printed), indent=1, default=repr))
     else:
+        _left_out(screen, results)
         _stories(screen, results)
         screen.print()
         screen.print(words, style=f"bold {colour}", markup=False, soft_wrap=True)
@@ -187,6 +188,16 @@ def _row(screen: Console, result: Result) -> None:
     dim = "dim" if result.verdict in ("skipped", "untried") else ""
     table.add_row(Text(mark, style), Text(result.check, dim), Text(result.found, dim))
     screen.print(table)
+
+
+def _left_out(screen: Console, results: Sequence[Result]) -> None:
+    """What was not tried, in one line: the checks that stopped it come first in the reader's work."""
+    left = [r.check for r in results if r.verdict == "untried"]
+    if not left:
+        return
+    failed = [r.check for r in results if r.verdict == "failed"]
+    words = f"{len(left)} not tried until {' and '.join(failed)} {'passes' if len(failed) == 1 else 'pass'}: {', '.join(left)}"
+    screen.print(f"· {words}", style="dim", markup=False)
 
 
 def _stories(screen: Console, results: Sequence[Result]) -> None:

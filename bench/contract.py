@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from deidbench.contract_faces import fresh
 from deidbench.errors import InputError, MissingError
 from deidbench.types import Anonymized, Item, Status
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from deidbench.contract_faces import Material
 
 __all__ = [
-    "CHECKS",
     "Check",
     "ContractWarning",
     "Finding",
@@ -278,6 +278,8 @@ class Trial:
         self.target = target
         #: Seconds that one picture takes a method that is warm; None before it was tried.
         self.pace: float | None = None
+        #: Told what is being handed to the plug-in, so that it is known when the process dies.
+        self.note: Callable[[str], None] = lambda words: None
         #: Seconds that loading and the first call took.
         self.load_seconds = self.first_seconds = 0.0
         self.results: dict[str, Result] = {}
@@ -290,20 +292,29 @@ class Trial:
             self._material = _faces(self._data)
         return self._material
 
-    def fresh(self, **changes: Any) -> Anonymizer:
+    def made(self, **changes: Any) -> Anonymizer:
         """A new instance with the same parameters but for ``changes``, not loaded."""
         return type(self.given)(**{**self.given.params(), **changes})
 
-    def loaded(self, anonymizer: Anonymizer) -> Anonymizer:
+    @property
+    def bound(self) -> bool:
+        """Does the method know one set of pictures only, which it was fitted to?  It withholds all others."""
+        return bool(self.given.needs_gallery)
+
+    def loaded(self, anonymizer: Anonymizer, *, backwards: bool = False) -> Anonymizer:
         """``anonymizer`` with weights read, and fitted where it wants a gallery."""
+        doing = "load()"
         try:
             anonymizer.load()
-            if getattr(anonymizer, "needs_gallery", False):
-                anonymizer.fit(self.material.gallery)
+            if self.bound:
+                doing = "fit()"
+                known = {i.id: i for i in (*self.material.items, *self.material.others)}
+                samples = list(self.material.samples.values())
+                anonymizer.fit(samples[::-1] if backwards else samples, lambda sample: fresh(known[sample.id]))
         except MissingError:
             raise
         except Exception as error:
-            raise Broken(f"load() or fit() raised {described(error)}") from error
+            raise Broken(f"{doing} raised {described(error)}") from error
         return anonymizer
 
     @property
@@ -311,7 +322,7 @@ class Trial:
         """The instance that most checks use, loaded once."""
         if self._ready is None:
             start = time.perf_counter()
-            self._ready = self.loaded(self.fresh())
+            self._ready = self.loaded(self.made())
             self.load_seconds = time.perf_counter() - start
         return self._ready
 
@@ -334,13 +345,12 @@ class Trial:
 
     def items(self, n: int | None = None) -> list[Item]:
         """The first ``n`` pictures, with arrays of their own."""
-        from deidbench.contract_faces import fresh
-
         return [fresh(item) for item in self.material.items[: n or self.n]]
 
     def call(self, items: Sequence[Item], anonymizer: Anonymizer | None = None) -> list[Anonymized]:
         """What ``anonymize`` answers: one ``Anonymized`` per item, or Broken."""
         method = anonymizer or self.ready
+        self.note(_named(items))
         try:
             results = method.anonymize(items)
         except Exception as error:
@@ -376,6 +386,11 @@ def _kind(value: object) -> str:
 
 def _named(items: Sequence[Item]) -> str:
     return "an empty list" if not items else repr(items[0].id) if len(items) == 1 else f"{len(items)} pictures"
+
+
+def span(seconds: float) -> str:
+    """``12 ms``, ``3.4 s``."""
+    return "under 1 ms" if seconds < 0.001 else f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
 def described(error: BaseException) -> str:

@@ -139,9 +139,8 @@ class Apart:
         """A new child with the plug-in imported and an instance made."""
         self._folder = tempfile.TemporaryDirectory(prefix="deidbench-check-")
         reading, writing = os.pipe()
-        stack = str(Path(self._folder.name, "stack"))
         # -P: the current folder is not searched for modules, as it is not by the command `deidbench`.
-        command = [sys.executable, "-P", "-m", "deidbench.contract_child", str(writing), stack]
+        command = [sys.executable, "-P", "-m", "deidbench.contract_child", str(writing), self._folder.name]
         with Path(self._folder.name, "printed").open("wb") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[writing], start_new_session=True
@@ -185,9 +184,10 @@ class Apart:
                 words = _death(self._process.returncode)
             else:
                 words = f"did not end within {limit:g} s"
-            where = self._where()
+            where, doing = self._where(), self._read("doing")
             self._end(kill=True)
             last = _last_words(self.printed)
+            words += f" on {doing}" if doing else ""
             raise Gone(words + (f"; the last line printed: {last!r}" if ready and last else ""), where)
         line, _, self._buffer = self._buffer.partition(b"\n")
         found: dict[str, Any] = json.loads(line)
@@ -195,14 +195,17 @@ class Apart:
 
     def _where(self) -> str:
         """The plug-in's line that the child was in, from the stack that faulthandler wrote."""
-        assert self._folder is not None
-        try:
-            text = Path(self._folder.name, "stack").read_text("utf-8", "replace")
-        except OSError:
-            return ""
-        frames = re.findall(r'File "([^"]+)", line (\d+) in (\S+)', text)
+        frames = re.findall(r'File "([^"]+)", line (\d+) in (\S+)', self._read("stack"))
         theirs = [f for f in frames if not is_ours(f[0]) and "lib/python" not in f[0] and not f[0].startswith("<")]
         return f"{Path(theirs[0][0]).name}, line {theirs[0][1]}, in {theirs[0][2]}" if theirs else ""
+
+    def _read(self, file: str) -> str:
+        """What the child wrote into a file of its folder."""
+        assert self._folder is not None, "the child was started"
+        try:
+            return Path(self._folder.name, file).read_text("utf-8", "replace").strip()
+        except OSError:
+            return ""
 
     def _end(self, *, kill: bool = False) -> None:
         """Ends the child and all that it started, and keeps what was printed."""
@@ -221,9 +224,7 @@ class Apart:
             os.close(self._answers)
             self._answers = None
         if self._folder is not None:
-            with contextlib.suppress(OSError):
-                text = Path(self._folder.name, "printed").read_text("utf-8", "replace")
-                self.printed = (self.printed + text)[-TAIL:]
+            self.printed = (self.printed + self._read("printed"))[-TAIL:]
             self._folder.cleanup()
             self._folder = None
 
@@ -282,7 +283,7 @@ def _own_input() -> BinaryIO:
     return pipe
 
 
-def main(answers: int, stack_file: str) -> None:
+def main(answers: int, folder: Path) -> None:
     """Imports the plug-in, makes an instance, and answers for one check after another until standard input ends."""
     from deidbench.contract import Trial, checks
     from deidbench.contract_target import create, is_file
@@ -293,7 +294,7 @@ def main(answers: int, stack_file: str) -> None:
     def say(record: Mapping[str, Any]) -> None:
         out.write(json.dumps(record, default=repr) + "\n")
 
-    stack = Path(stack_file).open("w")  # noqa: SIM115 - open as long as the process lives
+    stack = (folder / "stack").open("w")
     faulthandler.enable(stack)
     pipe = _own_input()
     request: Request = _read(pipe)
@@ -340,11 +341,21 @@ def main(answers: int, stack_file: str) -> None:
     trial = Trial(
         anonymizer, request.material, quick=request.quick, control=request.control, limit=request.limit, target=target
     )
+    doing = (folder / "doing").open("w")
+
+    def note(words: str) -> None:
+        doing.seek(0)
+        doing.truncate()
+        doing.write(words)
+        doing.flush()
+
+    trial.note = note
     while (name := _read(pipe)) is not None:
+        note("")
         with watched():
             result = run_alone(known[name], trial)
         say(replace(result, figures={k: float(v) for k, v in result.figures.items()}).record())
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 PERSONS = 6
 #: Persons of the bundled faces whose pictures are tried: with and without glasses, beards, smiles, dark and light.
 BUNDLED = ("s1/1", "s4/2", "s8/3", "s14/5", "s22/9", "s35/10")
-#: At most so many pictures are the gallery of a method that wants one.
-GALLERY = 60
+#: At most so many persons of a folder are looked at.
+LOOKED_AT = 24
 #: Room around a face that is cut out for a scene, as a factor on its box.
 ROOM = 1.7
 
@@ -30,12 +31,14 @@ class Material:
     """What the checks use.
 
     source: where it comes from, in words.  items: one picture per person, faces found, each with its seed.
-    gallery: samples for methods that are fitted; other pictures than those of ``items``, of the same persons and others.
+    others: pictures of other persons, one each; with ``items`` they are the set that a method with a gallery is fitted to.
+    samples: of all these pictures, by id.
     """
 
     source: str
     items: tuple[Item, ...]
-    gallery: tuple[Sample, ...]
+    others: tuple[Item, ...]
+    samples: Mapping[str, Sample]
 
 
 def bundled() -> Material:
@@ -54,7 +57,7 @@ def from_folder(root: Path) -> Material:
 
     if not root.exists():
         raise InputError(f"--data {root}: no such folder", "name a folder that holds manifest.csv or one sub-folder per person")
-    return _material(str(root), Folder(root=str(root), limit_persons=4 * PERSONS), ())
+    return _material(str(root), Folder(root=str(root), limit_persons=LOOKED_AT), ())
 
 
 def _material(source: str, dataset: Dataset, wanted: Sequence[str]) -> Material:
@@ -63,27 +66,24 @@ def _material(source: str, dataset: Dataset, wanted: Sequence[str]) -> Material:
     from deidbench.pipeline import item_seed
 
     finder = FaceFinder()
-    samples = list(dataset.samples())
-    by_id = {s.id: s for s in samples}
-    items: dict[str, Item] = {}
-    tried: dict[str, int] = {}
-    for sample in [by_id[i] for i in wanted] or samples:
-        if len(items) == PERSONS:
-            break
-        if sample.subject_id in items or tried.get(sample.subject_id, 0) == 3:
+    samples = {s.id: s for s in dataset.samples()}
+    found: dict[str, Item] = {}
+    tried: Counter[str] = Counter()
+    for sample in [*(samples[i] for i in wanted), *samples.values()]:
+        if sample.subject_id in found or tried[sample.subject_id] == 3:
             continue
-        tried[sample.subject_id] = tried.get(sample.subject_id, 0) + 1
+        tried[sample.subject_id] += 1
         image = read_image(sample.path)
         if faces := finder.find(image):
             seed = item_seed(0, "contract", sample.id)
-            items[sample.subject_id] = Item(sample.id, image, tuple(faces), seed, sample.subject_id)
+            found[sample.subject_id] = Item(sample.id, image, tuple(faces), seed, sample.subject_id)
+    items = list(found.values())
     if len(items) < 2:
         raise InputError(
-            f"{source}: faces of {len(items)} persons were found in {sum(tried.values())} pictures; the checks need two",
+            f"{source}: faces of {len(items)} persons were found in {tried.total()} pictures; the checks need two",
             "name another folder, or leave --data out: the bundled faces are taken then",
         )
-    used = {item.id for item in items.values()}
-    return Material(source, tuple(items.values()), tuple([s for s in samples if s.id not in used][:GALLERY]))
+    return Material(source, tuple(items[:PERSONS]), tuple(items[PERSONS:]), {i.id: samples[i.id] for i in items})
 
 
 def fresh(item: Item) -> Item:
