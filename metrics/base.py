@@ -14,6 +14,7 @@ from deidbench.records import Curve, Row
 from deidbench.types import Face, Image
 
 if TYPE_CHECKING:
+    from deidbench.datasets.base import Dataset
     from deidbench.metrics.reid.base import TrainedAttacker
     from deidbench.metrics.reid.training import Attempt
 
@@ -193,6 +194,12 @@ class Metric(ABC):
     def params(self) -> dict[str, Any]:
         """Parameters that change the figures (part of the cache keys)."""
         return {}
+
+    def bind(self, dataset: Dataset) -> None:
+        """Takes from the data set of a run what its images do not say (a list of pairs).  Called once, before anything is computed.
+
+        Learnt state ends in an underscore.  Raises MissingError or InputError where the metric cannot be computed on this data set.
+        """
 
     def attacks(self, recognizers: Sequence[str]) -> Sequence[PlannedAttack]:
         """Trained attacks whose attempts :meth:`score` finds in :class:`Background`.  recognizers: the suite's, by name."""
