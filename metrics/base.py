@@ -195,7 +195,7 @@ class Metric(ABC):
         """Parameters that change the figures (part of the cache keys)."""
         return {}
 
-    def bind(self, dataset: Dataset) -> None:
+    def bind(self, dataset: Dataset) -> None:  # noqa: B027 - most metrics ask for nothing
         """Takes from the data set of a run what its images do not say (a list of pairs).  Called once, before anything is computed.
 
         Learnt state ends in an underscore.  Raises MissingError or InputError where the metric cannot be computed on this data set.
