@@ -138,6 +138,8 @@ class _Run:
         for part in parts:
             if problem := part.missing():
                 raise MissingError(f"{part.name} is not ready: {problem}", "deidbench doctor shows what is ready")
+        for metric in metrics:
+            metric.bind(self.dataset)
         self.metrics = metrics
         self.recognizer_names = _names(file.recognizers)
         self.classifier_names = _names(file.classifiers)
