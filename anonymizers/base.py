@@ -15,6 +15,12 @@ from deidbench.types import Anonymized, Item, Sample
 Reader = Callable[[Sample], Item]
 
 
+def person_of(name: str) -> str:
+    """Who is in an image of a folder, by its relative name: its first sub-folder, else the image is a person of its own."""
+    head, slash, _ = name.partition("/")
+    return head + slash if slash else name
+
+
 class Anonymizer(ABC):
     """Turns images into anonymised images.
 

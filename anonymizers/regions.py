@@ -221,6 +221,11 @@ def release(id: str, image: Image, faces: Sequence[FaceResult], crops: Sequence[
     return Anonymized(id, status, None, tuple(faces), reason)
 
 
+def luma(image: Image) -> Image:
+    """Grey levels of an RGB image by ITU-R BT.601, uint8 (H, W); a grey image keeps its own."""
+    return np.asarray(np.rint(image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)), np.uint8)
+
+
 # ----------------------------------------------------------------------------------------------------------- blocks
 
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from deidbench.errors import DeidbenchError, EnvironmentFault, ExitCode, ImageError, InputError
 from deidbench.images import IMAGE_SUFFIXES, WRITABLE, atomic_write, encode_image, make_folder, read_image
-from deidbench.types import Anonymized, Face, Image, Item, Status
+from deidbench.types import Anonymized, Face, Image, Item, Sample, Status
 
 if TYPE_CHECKING:
     from deidbench.anonymizers.base import Anonymizer
@@ -127,6 +127,9 @@ def anonymize_tree(
 ) -> Summary:
     """Anonymises the image ``source``, or all images in the folder ``source``, into ``target``, keeping the tree.
 
+    A method that averages the faces of a set (``anonymizer.needs_gallery``) gets the images of ``source`` as that set: a
+    sub-folder is a person.
+
     target: a folder (made where absent).  For a single image it may be a file name, one with an image's ending.
     finder: finds the faces for methods that need them (``anonymizer.needs_faces``); may be None for others.
     batch: images per call of the method; never changes a result.
@@ -148,6 +151,8 @@ def anonymize_tree(
     source, target = Path(source), Path(target)
     found = _Found.single(source) if _is_file(source) else _Found.tree(source)
     jobs, folder = _jobs(source, target, found, suffix, seed)
+    if anonymizer.needs_gallery:
+        finder = _fit(anonymizer, jobs, finder)
     method = f"{anonymizer!r} {anonymizer.fingerprint}"
 
     past = _read_status(folder) if folder is not None else {}
@@ -344,6 +349,39 @@ def _remove(path: Path) -> None:
         raise EnvironmentFault(
             f"{path} cannot be replaced: {error.strerror or error}", "check the folder's permissions"
         ) from error
+
+
+class _Known:
+    """A finder that was asked before: what it found in an image is kept, so that no image is searched twice."""
+
+    def __init__(self, finder: Finder) -> None:
+        self.finder = finder
+        self._faces: dict[str, list[Face]] = {}
+
+    def find(self, image: Image) -> list[Face]:
+        pixels = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+        if pixels not in self._faces:
+            self._faces[pixels] = self.finder.find(image)
+        return self._faces[pixels]
+
+
+def _fit(anonymizer: Anonymizer, jobs: Sequence[_Job], finder: Finder | None) -> Finder | None:
+    """Gives the method the set that it de-identifies: all images of the source, whether their outputs are there or not.
+
+    An image's person is its first sub-folder; an image that lies in none is a person of its own.  Returns the finder for
+    the rest of the work.
+    """
+    from deidbench.anonymizers.base import person_of
+
+    known = _Known(finder) if finder is not None else None
+
+    def read(sample: Sample) -> Item:
+        image = read_image(sample.path)
+        return Item(sample.id, image, tuple(known.find(image)) if known else None)
+
+    anonymizer.load()
+    anonymizer.fit([Sample(job.name, job.source, person_of(job.name), "") for job in jobs], read)
+    return known
 
 
 # ------------------------------------------------------------------------------------------------------- the doing

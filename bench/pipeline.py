@@ -61,6 +61,7 @@ class Plan:
 
     recognizers: whatever turns an aligned face into a vector: recognisers first, then the raw pixels, then classifiers.
     seen: how many of them attackers see; images that are not evaluated go through no others (None: all).
+    background: the methods for images that are not evaluated, where those are other instances (fitted to another set).
     """
 
     methods: tuple[Anonymizer, ...]
@@ -75,6 +76,11 @@ class Plan:
     #: 112 pixels first, the crop is anonymised, and its alignment is known to everybody.
     level: str = "frame"
     seen: int | None = None
+    background: tuple[Anonymizer, ...] = ()
+
+    def method(self, number: int, evaluated: bool) -> Anonymizer:
+        """What anonymises the evaluated images, or those that attackers learn from."""
+        return (self.methods if evaluated or not self.background else self.background)[number]
 
     def box(self, sample: Sample) -> Box | None:
         """The data set's box of the subject, in the picture that is anonymised."""
@@ -116,9 +122,9 @@ def item_seed(seed: int, stage: str, sample_id: str) -> int:
 
 
 class Keys:
-    """The keys of one (method, sample) pair's artefacts."""
+    """The keys of one (method, sample) pair's artefacts.  evaluated: False for an image that attackers learn from."""
 
-    def __init__(self, plan: Plan, fingerprints: Fingerprints, method: int, sample: Sample) -> None:
+    def __init__(self, plan: Plan, fingerprints: Fingerprints, method: int, sample: Sample, evaluated: bool = True) -> None:
         self._f = fingerprints
         box = None if sample.box is None else [float(v) for v in sample.box]
         self.frame = self.clear = key("clear", image=sample.sha256, decode=DECODE_VERSION)
@@ -133,12 +139,12 @@ class Keys:
         if method == CLEAR:
             self.source, self.seed = self.clear, 0
         else:
-            anonymizer = plan.methods[method]
+            anonymizer = plan.method(method, evaluated)
             self.seed = item_seed(plan.seed, "anonymize", sample.id)
             self.source = key(
                 "anonymised",
                 clear=self.clear,
-                method=fingerprints.methods[method],
+                method=(fingerprints.methods if evaluated else fingerprints.background)[method],
                 seed=None if anonymizer.deterministic else self.seed,
                 faces=fingerprints.finder if anonymizer.needs_faces else None,
                 judged=[PASSTHROUGH_VERSION, fingerprints.finder, self._box],
@@ -183,6 +189,7 @@ class Fingerprints:
 
     def __init__(self, plan: Plan) -> None:
         self.methods = tuple(m.fingerprint for m in plan.methods)
+        self.background = tuple(m.fingerprint for m in plan.background) or self.methods
         self.recognizers = tuple(r.fingerprint for r in plan.recognizers)
         self.metrics = tuple(json.dumps([m.name, m.version, m.params()], sort_keys=True) for m in plan.metrics)
         self.finder = plan.finder.fingerprint
@@ -355,7 +362,7 @@ class _Batch:
         self.worker, self.task, self.plan = worker, task, worker.plan
         self.outcome = Outcome()
         self.new: dict[str, bytes] = {}
-        self.keys = {s.id: Keys(worker.plan, worker.fingerprints, task.method, s) for s in task.samples}
+        self.keys = {s.id: Keys(worker.plan, worker.fingerprints, task.method, s, task.evaluated) for s in task.samples}
         self._frames: dict[str, Image] = {}
         self._frame_faces: dict[str, list[Face]] = {}
         self._clear: dict[str, Image] = {}
@@ -483,7 +490,7 @@ class _Batch:
                 outputs[s.id] = output
         if not todo:
             return outputs
-        anonymizer = self.worker.ready(self.plan.methods[self.task.method])
+        anonymizer = self.worker.ready(self.plan.method(self.task.method, self.task.evaluated))
         faces = self.clear_faces(todo)
         items = [
             Item(

@@ -45,7 +45,7 @@ from deidbench.pipeline import (
 from deidbench.progress import progress
 from deidbench.records import SCHEMA_VERSION, Curve, Row, frame
 from deidbench.suite import Suite
-from deidbench.types import Face, Image, Sample, Status
+from deidbench.types import Face, Image, Item, Sample, Status
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -182,6 +182,11 @@ class _Run:
                 self._read_data()
             with self._stage("clear images"):
                 self._clear(executor)
+            if any(m.needs_gallery for m in self.plan.methods):
+                with self._stage("galleries"):
+                    self._fit()
+                executor.close()  # workers start anew, with what was fitted
+                executor = make_executor(self.workers, initialise, (self.plan,))
             with self._stage("methods"):
                 self._methods(executor)
             with self._stage("scores"):
@@ -308,13 +313,47 @@ class _Run:
         boxes = [(st.face.box, st.shape) for st in states if st.face is not None and st.shape is not None]
         self.typical = typical_box(boxes) if self.plan.level == "frame" else centre
 
+    def _fit(self) -> None:
+        """Gives methods that ask for it the set that they de-identify.
+
+        Attackers' persons are a set of their own, de-identified by other instances: an average over both would carry evaluated
+        persons into what attackers learn from.
+        """
+
+        def read(sample: Sample) -> Item:
+            keys, frame = self.clear_keys[sample.id], load_sample(sample)
+            stored = self.store.get_many([keys.frame_faces, keys.clear_faces])
+            image = (
+                frame if self.plan.level == "frame" else self.plan.cut(frame, unpack_faces(stored[keys.frame_faces]), sample)
+            )
+            return Item(sample.id, image, tuple(unpack_faces(stored[keys.clear_faces])), 0, sample.subject_id)
+
+        background = []
+        with progress("galleries", len(self.plan.methods), quiet=self.options.quiet) as tick:
+            for spec, method in zip(self.suite.methods, self.plan.methods, strict=True):
+                other = method
+                if method.needs_gallery:
+                    method.load()
+                    method.fit([replace(s, box=self.plan.box(s)) for s in self.samples], read)
+                    if self.background:
+                        other = kinds.anonymizers.create(spec.name, **spec.params)
+                        other.load()
+                        try:
+                            other.fit([replace(s, box=self.plan.box(s)) for s in self.background], read)
+                        except InputError as error:
+                            raise InputError(f"persons that attackers learn from: {error.message}", error.remedy) from error
+                background.append(other)
+                tick()
+        self.plan = replace(self.plan, background=tuple(background))
+        self.fingerprints = Fingerprints(self.plan)
+
     def _methods(self, executor: Any) -> None:
         tasks = []
         self.method_keys = []
         everything = [*self.samples, *self.background]
         self.evaluated = {s.id for s in self.samples}
         for m in range(len(self.plan.methods)):
-            keys = {s.id: Keys(self.plan, self.fingerprints, m, s) for s in everything}
+            keys = {s.id: Keys(self.plan, self.fingerprints, m, s, s.id in self.evaluated) for s in everything}
             self.method_keys.append(keys)
             state = self._state(m, everything, keys, self.typical)
             for samples, evaluated in ((self.samples, True), (self.background, False)):
@@ -695,8 +734,6 @@ class _Run:
     def _time(self, methods: Sequence[int], samples: Sequence[Sample]) -> dict[int, list[Row]]:
         from deidbench.executors import limit_threads
         from deidbench.metrics import throughput
-        from deidbench.pipeline import load_sample
-        from deidbench.types import Item
 
         limit_threads(cores())
         table = self.suite.file.throughput
@@ -744,7 +781,7 @@ class _Run:
                     "label": spec.label, "slug": spec.slug, "name": spec.name, "params": part.params(), "family": spec.family,
                     "strength": spec.strength, "control": spec.control, "version": part.version, "fingerprint": fingerprint,
                     "citation": part.citation, "licence": part.licence, "trained_on": list(part.trained_on),
-                    "weights_sha256": part.weights_sha256(), "deterministic": part.deterministic, "counts": {**counts, "fta": int(t.fta.sum()), "images": t.n},
+                    "guarantee": part.guarantee, "weights_sha256": part.weights_sha256(), "deterministic": part.deterministic, "counts": {**counts, "fta": int(t.fta.sum()), "images": t.n},
                 }
             )  # fmt: skip
         persons = {s.subject_id for s in self.samples}

@@ -266,11 +266,16 @@ def _citation(kind: str, name: str, info: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _guarantees(view: View) -> list[tuple[str, str]]:
+    """(method, what is proved of its outputs) where a method says so."""
+    return [(plain(m.label), plain(said)) for m in view.methods if (said := m.info.get("guarantee"))]
+
+
 def _identities(view: View) -> list[tuple[str, str, str]]:
     """(kind, name, everything that fixes it) of methods and recognisers."""
     out = []
     for m in view.methods:
-        skip = ("label", "slug", "counts", "citation", "licence", "family", "control", "strength", "trained_on")
+        skip = ("label", "slug", "counts", "citation", "licence", "family", "control", "strength", "trained_on", "guarantee")
         text = "; ".join(f"{k} {v}" for k, v in flat({k: v for k, v in m.info.items() if k not in skip}) if v != "none")
         out.append(("Method", plain(m.label), text))
     for kind, entries in (("Recogniser", view.entries("recognizers")), ("Classifier", view.entries("classifiers"))):
@@ -457,6 +462,7 @@ def page(
         ],
         record=flat(record) if record else [],
         identities=_identities(view),
+        guarantees=_guarantees(view),
         cited=_cited(view),
         cite=_how_to_cite(view, version, commit, bool(git.get("dirty"))),
         downloads=_downloads(view.run.folder, files),
