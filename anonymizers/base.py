@@ -44,6 +44,8 @@ class Anonymizer(ABC):
     needs_faces: ClassVar[bool] = True
     #: Name of the parameter that a sweep varies, or "" when the method has no strength.
     strength: ClassVar[str] = ""
+    #: Parameters that do not change the output, such as where a file lies (its content counts); not in the fingerprint.
+    incidental: ClassVar[tuple[str, ...]] = ()
     #: True when :meth:`fit` must be given the very set that is to be de-identified before any of it is.
     needs_gallery: ClassVar[bool] = False
 
@@ -68,7 +70,8 @@ class Anonymizer(ABC):
     @property
     def fingerprint(self) -> str:
         """Hex hash of all that determines the output besides image, faces and seed."""
-        what = [type(self).__module__, type(self).__qualname__, self.name, self.version, self.params(), self.weights_sha256()]
+        params = {k: v for k, v in self.params().items() if k not in self.incidental}
+        what = [type(self).__module__, type(self).__qualname__, self.name, self.version, params, self.weights_sha256()]
         if fitted := self.fitted_sha256():
             what.append(fitted)
         return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:32]

@@ -30,7 +30,7 @@ class FinishedFolder(Anonymizer):
     root: the folder.  match: "path": the picture of ``anna/1.jpg`` is ``root/anna/1.png`` (any ending); "name": it is the one
         called ``1``, wherever it lies in the folder, which needs names that are unique.
     same_size: False takes pictures of another size than their originals (crops, other resolutions) as they are.
-    trained_on: data sets that the method learnt from; results on them are flagged.
+    learnt_from: data sets that the method learnt from; results on them are flagged.
 
     An original without a picture is ``failed`` and counts; a status file of ``deidbench anonymize`` in the folder says why.
     A folder in which no original has a picture is refused.
@@ -39,12 +39,18 @@ class FinishedFolder(Anonymizer):
     licence = "of whatever made the pictures"
     needs_faces = False
     needs_gallery = True
+    incidental = ("root",)
 
-    def __init__(self, root: str = "", match: str = "path", same_size: bool = True, trained_on: Sequence[str] = ()) -> None:
+    def __init__(self, root: str = "", match: str = "path", same_size: bool = True, learnt_from: Sequence[str] = ()) -> None:
         self.root = root
         self.match = match
         self.same_size = same_size
-        self.trained_on = tuple(trained_on)  # type: ignore[misc]
+        self.learnt_from = learnt_from
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What the user says of it."""
+        return tuple(self.learnt_from)
 
     def validate(self) -> None:
         """Raises InputError for a parameter that makes no sense."""
@@ -64,20 +70,6 @@ class FinishedFolder(Anonymizer):
 
     def _root(self) -> Path:
         return Path(self.root).expanduser()
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the pictures that were found, and how; where they lie does not count."""
-        what = [
-            type(self).__qualname__,
-            self.name,
-            self.version,
-            self.match,
-            self.same_size,
-            list(self.trained_on),
-            self.fitted_sha256(),
-        ]
-        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
 
     def fitted_sha256(self) -> str:
         """SHA-256 over all pictures that belong to an original, and over what is said of the others."""

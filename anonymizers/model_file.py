@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -29,12 +27,19 @@ class ModelFile(RegionAnonymizer):
     """
 
     licence = "the model's own"
+    incidental = ("path",)
     path: str
     size: int
     range: str
     output_range: str
     channels: str
     device: str
+    learnt_from: Sequence[str]
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What the user says of it."""
+        return tuple(self.learnt_from)
 
     def validate(self) -> None:
         """Raises InputError for a parameter out of its range.  The file is not looked at."""
@@ -56,13 +61,6 @@ class ModelFile(RegionAnonymizer):
     def weights_sha256(self) -> str:
         """SHA-256 of the file.  Raises MissingError."""
         return sha256_of(self._file())
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the file's bytes and the parameters; what the file is called does not count.  Raises MissingError."""
-        params = {k: v for k, v in self.params().items() if k != "path"}
-        what = [type(self).__qualname__, self.name, self.version, params, self.weights_sha256()]
-        return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in vars(self).items() if not k.startswith("_")}
@@ -161,7 +159,7 @@ class OnnxFile(ModelFile):
     range: what levels 0..255 become: "0..1", "-1..1" or "0..255"; output_range: what comes out ("": the same).
     channels: "rgb" or "bgr".  device: "auto", "cpu" or "cuda".
     region, margin, feather: see :mod:`deidbench.anonymizers.regions`; region "frame" squeezes the whole picture into the square.
-    trained_on: data sets that it learnt from; results on them are flagged.
+    learnt_from: data sets that it learnt from; results on them are flagged.
     """
 
     def __init__(
@@ -175,7 +173,7 @@ class OnnxFile(ModelFile):
         margin: float = 1.3,
         feather: float = 0.0,
         device: str = "auto",
-        trained_on: Sequence[str] = (),
+        learnt_from: Sequence[str] = (),
     ) -> None:
         self.path = path
         self.size = size
@@ -186,7 +184,7 @@ class OnnxFile(ModelFile):
         self.margin = margin
         self.feather = feather
         self.device = device
-        self.trained_on = tuple(trained_on)  # type: ignore[misc]
+        self.learnt_from = learnt_from
 
     def _open(self, path: Path) -> None:
         import onnxruntime
@@ -258,7 +256,7 @@ class TorchScriptFile(ModelFile):
     trust: must be true: such a file is a program, and runs with your rights.  ONNX files are data; export to ONNX where you can.
     path: the file; its forward takes float32 (1, 3, h, w) and gives the same shape.  size: side of the square that it wants, in
     pixels (0: whatever the face has).
-    range, output_range, channels, region, margin, feather, device, trained_on: as for ``onnx``.
+    range, output_range, channels, region, margin, feather, device, learnt_from: as for ``onnx``.
     """
 
     def __init__(
@@ -273,7 +271,7 @@ class TorchScriptFile(ModelFile):
         margin: float = 1.3,
         feather: float = 0.0,
         device: str = "auto",
-        trained_on: Sequence[str] = (),
+        learnt_from: Sequence[str] = (),
     ) -> None:
         self.path = path
         self.trust = trust
@@ -285,7 +283,7 @@ class TorchScriptFile(ModelFile):
         self.margin = margin
         self.feather = feather
         self.device = device
-        self.trained_on = tuple(trained_on)  # type: ignore[misc]
+        self.learnt_from = learnt_from
 
     def validate(self) -> None:
         """Raises InputError for a parameter out of its range, and without ``trust``."""

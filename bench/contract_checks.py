@@ -155,6 +155,8 @@ def fingerprint(trial: Trial) -> Finding:
         return failed("two instances with the same parameters have different fingerprints")
     mute, refused = [], []
     for name, value in trial.given.params().items():
+        if name in trial.given.incidental:
+            continue
         found = None
         for other in _other_values(value):
             try:

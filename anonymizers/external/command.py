@@ -56,6 +56,7 @@ class Command(Anonymizer):
     """
 
     needs_faces = False
+    incidental = ("repo", "weights", "timeout")
 
     def __init__(
         self,
@@ -81,19 +82,23 @@ class Command(Anonymizer):
         self.weights = weights
         self.device = device
         self.timeout = timeout
-        self.options = options
+        self._options = options
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if not k.startswith("_")}
+        return {k: v for k, v in vars(self).items() if k not in ("_inner", "_program")}
 
     def params(self) -> dict[str, Any]:
-        """The parameters of ``__init__`` and the options that were given."""
-        return {**super().params(), **self.options}
+        """The parameters of ``__init__``, and all options of the recipe with their values."""
+        try:
+            options = self.values()
+        except InputError:  # no such recipe: validate() says so
+            options = {}
+        return {**super().params(), **options, **self._options}
 
     def __repr__(self) -> str:
         default = type(self)()
         given = {k: v for k, v in super().params().items() if k != "variant" and v != getattr(default, k)}
-        return f"{self._title}({', '.join(f'{k}={v!r}' for k, v in {**given, **self.options}.items())})"
+        return f"{self._title}({', '.join(f'{k}={v!r}' for k, v in {**given, **self._options}.items())})"
 
     # -- what the recipe says ----------------------------------------------------------------------------------
     @property
@@ -103,7 +108,7 @@ class Command(Anonymizer):
 
     def _loaded(self) -> tuple[Recipe, Path | None]:
         if bool(self.variant) == bool(self.command):
-            if not self.variant and (close := difflib.get_close_matches("command", self.options, n=1)):
+            if not self.variant and (close := difflib.get_close_matches("command", self._options, n=1)):
                 raise InputError(f"{self.name} has no parameter {close[0]!r}", "did you mean 'command'?")
             raise InputError(
                 f"{self.name}: {'a recipe and a command' if self.command else 'no program'} is named",
@@ -156,7 +161,7 @@ class Command(Anonymizer):
 
     def values(self) -> dict[str, recipes.Value]:
         """All options with their values: given, else the recipe's default."""
-        return {k: self.options.get(k, o.default) for k, o in self.recipe.options.items()}
+        return {k: self._options.get(k, o.default) for k, o in self.recipe.options.items()}
 
     def _other(self) -> Anonymizer | None:
         """The method that does the work, where the recipe names another adapter."""
@@ -171,7 +176,7 @@ class Command(Anonymizer):
             }
             if own.get("device") == "auto":
                 del own["device"]
-            made = anonymizers.create(recipe.recipe.adapter, **{**recipe.recipe.params, **own, **self.options})
+            made = anonymizers.create(recipe.recipe.adapter, **{**recipe.recipe.params, **own, **self._options})
             self._inner: Anonymizer = made
         return self._inner
 
@@ -187,7 +192,7 @@ class Command(Anonymizer):
         if (other := self._other()) is not None:
             other.validate()
             return
-        for key, value in self.options.items():
+        for key, value in self._options.items():
             if key not in recipe.options:
                 known = [*recipe.options, *recipes.OWN[4:]]
                 close = difflib.get_close_matches(key, known, n=1)

@@ -30,6 +30,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,8 @@ class Option(_Strict):
         if not right:
             kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[type(self.default)]
             raise InputError(f"{method}: {key} = {value!r} is not {kind}", f"e.g. {key} = {self.default!r}")
+        if number and not isfinite(value):
+            raise InputError(f"{method}: {key} = {value!r} is not allowed", f"{key} is a finite number")
         if self.choices and value not in self.choices:
             raise InputError(
                 f"{method}: {key} = {value!r} is not allowed", f"{key} is one of {', '.join(map(str, self.choices))}"
