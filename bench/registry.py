@@ -16,6 +16,7 @@ receives ``variant="ArcFace"``.
 
 from __future__ import annotations
 
+import copyreg
 import difflib
 import importlib
 import pkgutil
@@ -26,6 +27,26 @@ from typing import Any, Generic, TypeVar
 from deidbench.errors import InputError, MissingError
 
 T = TypeVar("T")
+
+
+def _carry_name(cls: type) -> None:
+    """Pickles of ``cls`` bring its registered name along.
+
+    A built-in class has its name as soon as its module is imported; one from an entry point only gets it here, and a worker
+    process imports the module without asking the registry.  Without the name its fingerprints there would be others.
+    """
+
+    def reduce(part: Any) -> Any:
+        whole = part.__reduce_ex__(4)
+        return whole if isinstance(whole, str) else (_rebuilt, (type(part).name, whole[0], whole[1]), *whole[2:])
+
+    copyreg.pickle(cls, reduce)  # type: ignore[arg-type]
+
+
+def _rebuilt(name: str, make: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    part = make(*arguments)
+    type(part).name = name
+    return part
 
 
 class Registry(Generic[T]):
@@ -96,6 +117,7 @@ class Registry(Generic[T]):
                     f"{self.kind} {base!r} from {owner} cannot be imported: {type(error).__name__}: {error}",
                     f"mend or uninstall that package (entry point {point.value!r} in group {self.group!r})",
                 ) from error
+            _carry_name(cls)
             return self.register(base)(cls)
         close = difflib.get_close_matches(base, self.names(), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(self.names())}"
