@@ -1,0 +1,1 @@
+"""An example of a package that plugs into deidbench; see its README."""
