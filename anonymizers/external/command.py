@@ -186,6 +186,7 @@ class Command(Anonymizer):
             if not isinstance(getattr(self, key), str):
                 raise InputError(f"{self.name}: {key} = {getattr(self, key)!r} is not text", f"write {key} in quotes")
         check_choice(self._title, "device", self.device, ("auto", "cpu", "cuda"))
+        check_choice(self._title, "per", self.per, ("", "image", "folder"))
         check_number(self._title, "timeout", self.timeout, 0, 86400)
         Environment.check(self._title, self.python, self.environment)
         recipe = self.recipe

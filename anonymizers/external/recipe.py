@@ -32,7 +32,7 @@ from functools import lru_cache
 from importlib import resources
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -128,9 +128,8 @@ class Option(_Strict):
 class Call(_Strict):
     """How it is called."""
 
-    per: str = Field(
+    per: Literal["image", "folder", "resident"] = Field(
         default="image",
-        pattern=r"^(image|folder|resident)$",
         description='"image": once per image.  "folder": once for a batch, which is quicker where models are read at start.  '
         '"resident": a driver that stays up.',
     )
@@ -140,13 +139,12 @@ class Call(_Strict):
     output: str = Field(
         default="", description='Where the output of an image is; default "{out}" per image and "{out}/{name}" per folder.'
     )
-    format: str = Field(default="png", pattern=r"^(png|jpg)$", description="What the program reads.")
+    format: Literal["png", "jpg"] = Field(default="png", description="What the program reads.")
     batch: int = Field(default=64, ge=1, description='Images in a call with per = "folder", at most.')
     at_least: int = Field(default=1, ge=1, le=16, description="A call with fewer images is filled up with copies.")
     same_size: bool = Field(default=True, description="Whether an output of another size than its input is a fault.")
-    no_output: str = Field(
+    no_output: Literal["failed", "no_face"] = Field(
         default="failed",
-        pattern=r"^(failed|no_face)$",
         description="What it means where the program ends well and leaves no picture.",
     )
     deterministic: bool = Field(default=True, description="Whether the output is the same for every seed.")

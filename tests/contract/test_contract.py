@@ -21,11 +21,12 @@ assert _spec.loader is not None
 contract: Any = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(contract)
 
-#: Programs from outside are put through the same contract by their own tests, against a stand-in.
+#: They work with something of the user's (a program, files), and are put through the contract by tests of their own.
+WITH_FILES = {"command", "folder", "onnx", "torchscript"}
 NAMES = [
     n
     for n in kinds.anonymizers.names()
-    if not n.startswith("test-") and not issubclass(kinds.anonymizers.get(n), ExternalAnonymizer)
+    if not n.startswith("test-") and n not in WITH_FILES and not issubclass(kinds.anonymizers.get(n), ExternalAnonymizer)
 ]
 #: Methods that cannot work on a face without landmarks, and say so.
 NEED_LANDMARKS = {"ganonymization", "k-same-eigen", "k-same-furthest", "k-same-pixel", "k-same-select"}
