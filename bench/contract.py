@@ -11,7 +11,7 @@ In a test suite, in the manner of scikit-learn::
         check(anonymizer)
 
 A check looks at an instance and real faces, and says what it found; the checks themselves are in
-:mod:`deidbench.contract_checks`.  Heavy imports happen when a check runs.
+:mod:`deidbench.contract_checks` and :mod:`deidbench.contract_repeat`.  Heavy imports happen when a check runs.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from deidbench.errors import InputError, MissingError
 from deidbench.types import Anonymized, Item, Status
 
 if TYPE_CHECKING:
+    import pytest
+
     from deidbench.anonymizers.base import Anonymizer
     from deidbench.contract_faces import Material
 
@@ -87,15 +89,19 @@ class Finding:
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
-def passed(words: str, **figures: float) -> Finding:
+#: Where there is nothing to count.
+NO_FIGURES: Mapping[str, float] = {}
+
+
+def passed(words: str, figures: Mapping[str, float] = NO_FIGURES) -> Finding:
     return Finding(Verdict.PASSED, words, figures=figures)
 
 
-def warned(words: str, mend: str = "", **figures: float) -> Finding:
+def warned(words: str, mend: str = "", figures: Mapping[str, float] = NO_FIGURES) -> Finding:
     return Finding(Verdict.WARNED, words, mend, figures)
 
 
-def failed(words: str, mend: str = "", **figures: float) -> Finding:
+def failed(words: str, mend: str = "", figures: Mapping[str, float] = NO_FIGURES) -> Finding:
     return Finding(Verdict.FAILED, words, mend, figures)
 
 
@@ -201,7 +207,7 @@ _ENTERED: dict[str, Check] = {}
 
 def checks() -> Mapping[str, Check]:
     """All checks by name, in the order in which they are tried."""
-    from deidbench import contract_checks  # noqa: F401 - enters them
+    from deidbench import contract_checks, contract_repeat  # noqa: F401 - enters them
 
     return _ENTERED
 
@@ -289,7 +295,7 @@ class Trial:
     @property
     def material(self) -> Material:
         if self._material is None:
-            self._material = _faces(self._data)
+            self._material = faces_of(self._data)
         return self._material
 
     def made(self, **changes: Any) -> Anonymizer:
@@ -524,22 +530,23 @@ _TRIALS: dict[int, Trial] = {}
 
 
 @lru_cache(maxsize=4)
-def _faces(data: Path | None) -> Material:
+def faces_of(data: Path | None = None) -> Material:
+    """The bundled faces, or those of a folder; read once."""
     from deidbench.contract_faces import bundled, from_folder
 
     return bundled() if data is None else from_folder(data)
 
 
-def trial_of(anonymizer: Anonymizer, **options: Any) -> Trial:
+def trial_of(given: Any, **options: Any) -> Trial:
     """The trial of this instance, begun when it is first asked for."""
     from deidbench.anonymizers.base import Anonymizer
 
-    if not isinstance(anonymizer, Anonymizer):
-        what = f"the class {anonymizer.__name__}" if isinstance(anonymizer, type) else repr(anonymizer)
+    if not isinstance(given, Anonymizer):
+        what = f"the class {given.__name__}" if isinstance(given, type) else repr(given)
         raise TypeError(f"{what} is no instance of an Anonymizer; write e.g. MyMethod()")
-    found = _TRIALS.get(id(anonymizer))
+    found = _TRIALS.get(id(given))
     if found is None:
-        found = _TRIALS[id(anonymizer)] = Trial(anonymizer, **options)
+        found = _TRIALS[id(given)] = Trial(given, **options)
     return found
 
 
@@ -550,7 +557,7 @@ def parametrize_with_checks(
     quick: bool = False,
     data: str | Path | None = None,
     expected_failures: Mapping[str, str] | None = None,
-) -> Any:
+) -> pytest.MarkDecorator:
     """A decorator for ``def test_contract(anonymizer, check): check(anonymizer)``: a test for every instance and check.
 
     anonymizers: instances, or names as ``deidbench ls anonymizers`` lists them.  only: names of checks (with what they need).

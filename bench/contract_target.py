@@ -148,7 +148,7 @@ def _class_in(module: Any, name: str, target: str) -> type[Anonymizer]:
     if not (isinstance(found, type) and issubclass(found, Anonymizer)):
         raise InputError(f"{target}: {name} is no class that derives from Anonymizer", _DERIVE)
     if inspect.isabstract(found):
-        lacking = ", ".join(sorted(found.__abstractmethods__))
+        lacking = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
         raise InputError(f"{target}: {name} is abstract, it lacks {lacking}", f"write {lacking} in it")
     return found
 

@@ -1,10 +1,14 @@
-"""A pytest plug-in: a team's test suite asserts that a checkpoint is no worse.
+"""A pytest plug-in: a team's test suite asserts that a checkpoint is no worse, and that a method keeps the contract.
 
 Installed with deidbench; nothing to import::
 
     def test_checkpoint_is_no_worse(deidbench_gate):
         deidbench_gate("results/candidate", baseline="results/baseline", margins="margins.toml")
 
+    def test_contract(deidbench_check):
+        deidbench_check("my-method", amount=0.5)
+
+(One test per check, in the test's own process: :func:`deidbench.contract.parametrize_with_checks`.)
 ``--deidbench-baseline DIR``, ``--deidbench-candidate DIR`` and ``--deidbench-margins FILE`` (or the ini options of the same names with
 underscores) are the defaults of the arguments, so that CI can name the folders.
 """
@@ -13,11 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from deidbench.anonymizers.base import Anonymizer
+    from deidbench.contract import Result
     from deidbench.gate import Gate
 
 _OPTIONS = {
@@ -92,3 +98,50 @@ class AssertNoWorse:
 def deidbench_gate(request: pytest.FixtureRequest) -> AssertNoWorse:
     """A function that fails the test unless a run is no worse than another one; it returns the :class:`deidbench.gate.Gate`."""
     return AssertNoWorse(request.config)
+
+
+class AssertContract:
+    """What the fixture :func:`deidbench_check` gives."""
+
+    def __call__(
+        self,
+        method: str | Anonymizer,
+        *,
+        only: Sequence[str] = (),
+        data: str | Path | None = None,
+        quick: bool = False,
+        timeout: float = 60.0,
+        strict: bool = False,
+        **params: Any,
+    ) -> list[Result]:
+        """Fails the test unless ``method`` passes all contract checks; what failed is told with the way to mend it.
+
+        method: as for ``deidbench check`` (a registered name, ``module:Class`` or a file), with ``params``; or an instance of a
+        class that other processes can import.  Other arguments as the command's options: every check runs in a process apart.
+        """
+        from deidbench.contract import Verdict, faces_of
+        from deidbench.contract_child import Request, check_apart
+        from deidbench.errors import DeidbenchError
+
+        if not isinstance(method, str):
+            params = {**method.params(), **params}
+            method = f"{type(method).__module__}:{type(method).__qualname__}"
+        problem = ""
+        results: list[Result] = []
+        try:
+            faces = faces_of(None if data is None else Path(data))
+            _, results = check_apart(Request(method, params, faces, timeout, quick), only)
+        except DeidbenchError as error:
+            problem = f"deidbench_check: {error}"
+        if problem:  # out here, or pytest would print the error a second time, as the cause
+            pytest.fail(problem, pytrace=False)
+        bad = [r for r in results if r.verdict is Verdict.FAILED or (strict and r.verdict is Verdict.WARNED)]
+        if bad:
+            pytest.fail("\n\n".join([f"deidbench check {method}: {len(bad)} failed", *(r.text() for r in bad)]), pytrace=False)
+        return results
+
+
+@pytest.fixture
+def deidbench_check() -> AssertContract:
+    """A function that fails the test unless an anonymizer keeps the contract; it returns the results of all checks."""
+    return AssertContract()

@@ -40,7 +40,7 @@ def _carry_name(cls: type) -> None:
         whole = part.__reduce_ex__(4)
         return whole if isinstance(whole, str) else (_rebuilt, (type(part).name, whole[0], whole[1]), *whole[2:])
 
-    copyreg.pickle(cls, reduce)  # type: ignore[arg-type]
+    copyreg.pickle(cls, reduce)
 
 
 def _rebuilt(name: str, make: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

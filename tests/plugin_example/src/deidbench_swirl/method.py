@@ -120,4 +120,5 @@ def quantised(image: Image, colours: int) -> Image:
 
 def _nearest(pixels: npt.NDArray[np.float32], centres: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
     """Index of the nearest centre of each pixel, (n,)."""
-    return np.argmin([((pixels - centre) ** 2).sum(axis=1) for centre in centres], axis=0)
+    distances = np.stack([((pixels - centre) ** 2).sum(axis=1) for centre in centres])
+    return np.asarray(distances.argmin(axis=0))
