@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -11,10 +12,15 @@ from deidbench.datasets.files import images_below, some, text_lines
 from deidbench.datasets.official import Archive, Download, Entry, Finding, Layout, OfficialDataset, Part
 from deidbench.errors import InputError, MissingError
 from deidbench.kinds import datasets
+from deidbench.types import Box
 
 IMAGES, PERSONS = 13_233, 5_749
 #: View 2: folds, and genuine pairs per fold (as many impostor pairs follow them).
 FOLDS, PAIRS = 10, 300
+#: The face that is meant: every image was cut 2.2 times as wide and high as the face that a detector found, then brought to 250
+#: pixels (Huang et al. 2007); it may show other people beside, and larger ones.
+SIDE, EXPANSION = 250, 2.2
+FACE = Box(*(SIDE / 2 * (1 + sign / EXPANSION) for sign in (-1, -1, 1, 1)))
 _FILE = re.compile(r"(?P<person>.+)_(?P<number>\d{4})")
 _SHARE = "https://ndownloader.figshare.com/files/"
 FORMS = {
@@ -42,6 +48,8 @@ class LFW(OfficialDataset):
         deepfunneled, funneled, original that is there, or person folders straight in the root.
     view1: True takes the official development split (peopleDevTrain.txt, peopleDevTest.txt) as roles: its test persons are
         evaluated, its train persons are the attacker's.  Else persons are split by shares.
+
+    centred: the person is in the middle of the image, whoever else is there; False for images that were cut otherwise.
 
     ``male_names.txt`` and ``female_names.txt`` (lists of images or persons, one a line) beside the images give the sex, where
     they are.  The metric ``lfw-pairs`` takes ``pairs.txt`` from the folder.
@@ -114,6 +122,7 @@ peopleDevTrain.txt, peopleDevTest.txt   only for view1 = true""",
         root: str = "",
         images: str = "auto",
         view1: bool = False,
+        centred: bool = True,
         split: str = "",
         role: str | None = None,
         shares: Mapping[str, float] | None = None,
@@ -125,6 +134,7 @@ peopleDevTrain.txt, peopleDevTest.txt   only for view1 = true""",
         super().__init__(root, split, role, shares, split_seed, limit_persons, limit_images, partial)
         self.images = images
         self.view1 = view1
+        self.centred = centred
 
     def _folder(self, root: Path) -> Path | None:
         """The folder with a sub-folder per person."""
@@ -174,6 +184,7 @@ peopleDevTrain.txt, peopleDevTest.txt   only for view1 = true""",
                 subject=person,
                 role=splits.get(person, "other" if splits else ""),
                 groups={"sex": sex} if sex else {},
+                box=FACE if self.centred else None,
                 id=path,
                 where=prefix + path,
             )
@@ -220,6 +231,9 @@ peopleDevTrain.txt, peopleDevTest.txt   only for view1 = true""",
                 f"{part.remedy}; put it into that folder, or name it: pairs = FILE of the metric lfw-pairs",
             )
         return read_pairs(path)
+
+    def _completed(self, entry: Entry) -> Entry:
+        return replace(entry, box=FACE) if self.centred else entry
 
     def _foreign(self, there: Sequence[Entry]) -> str:
         odd = [e.path for e in there if (m := _FILE.fullmatch(Path(e.path).stem)) is None or m["person"] != e.subject]

@@ -201,6 +201,10 @@ class OfficialDataset(Dataset):
         """Further findings about the entries of a folder that is checked, e.g. counts by split and what was left out."""
         return iter(())
 
+    def _completed(self, entry: Entry) -> Entry:
+        """An entry of a folder with ``manifest.csv``, with what is known of every image of this set."""
+        return entry
+
     def _foreign(self, there: Sequence[Entry]) -> str:
         """Why a folder with ``manifest.csv`` cannot be this set, "" where it may be."""
         return ""
@@ -311,7 +315,7 @@ class OfficialDataset(Dataset):
         if self.reads_manifest:
             from deidbench.datasets.folder import read_manifest
 
-            return read_manifest(root, root / MANIFEST).entries
+            return map(self._completed, read_manifest(root, root / MANIFEST).entries)
         return self._entries(root)
 
     def _chosen(self) -> list[tuple[Entry, str]]:

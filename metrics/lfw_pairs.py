@@ -1,9 +1,13 @@
 """Pair verification by the protocol of Labeled Faces in the Wild: given pairs in folds, a threshold per fold, accuracy.
 
-View 2 of LFW (Huang, Ramesh, Berg & Learned-Miller 2007, section 4) has ten folds of 300 pairs of one person and 300 pairs of
+View 2 of LFW (Huang, Ramesh, Berg & Learned-Miller 2007) has ten folds of 300 pairs of one person and 300 pairs of
 two.  The threshold of each fold is chosen on the other nine; the figure is the mean accuracy over the folds, with its standard
 error S = s / sqrt(10), s the standard deviation (n - 1) of the ten accuracies.  Recognisers publish this figure on clear images;
 here it is also measured between clear and anonymised, and between anonymised images.
+
+Official folds hold as many pairs of one person as of two.  Of a part of the images the pairs that are left may be nearly all of
+one kind, and saying always the same would be right nearly always: so accuracy is here the mean of the two kinds' shares of right
+answers, and thresholds are chosen by it.  On whole folds that is the published figure, and chance is always one half.
 """
 
 from __future__ import annotations
@@ -61,36 +65,50 @@ class Trials(NamedTuple):
 class Verdicts(NamedTuple):
     """What the protocol makes of scores.
 
-    correct: per pair; a pair without a score is never correct.  thresholds: per fold that has pairs.  accuracies: likewise.
+    correct, same: per pair; a pair without a score is never correct.  thresholds: per fold that has pairs.
+    accuracies: per fold that has both kinds of pairs.
     """
 
     correct: Flags
+    same: Flags
     thresholds: Scores
     accuracies: Scores
 
     @property
-    def mean(self) -> float:
-        """Mean accuracy over the folds."""
-        return float(self.accuracies.mean())
+    def accuracy(self) -> float:
+        """Over all pairs; on official folds the mean over the folds."""
+        return float(weights(self.same) @ self.correct)
+
+    @property
+    def mean(self) -> float | None:
+        """Mean accuracy over the folds; None where no fold has both kinds of pairs."""
+        return float(self.accuracies.mean()) if len(self.accuracies) else None
 
     @property
     def standard_error(self) -> float | None:
-        """Of the mean over the folds, as published; None with fewer than two folds."""
+        """Of the mean over the folds, as published; None with fewer than two folds of both kinds."""
         k = len(self.accuracies)
         return float(self.accuracies.std(ddof=1) / np.sqrt(k)) if k > 1 else None
 
 
+def weights(same: Flags) -> Scores:
+    """What each pair weighs in the accuracy: both kinds weigh one half, so that the weights sum to 1.  Both must be there."""
+    genuine = int(same.sum())
+    return np.where(same, 0.5 / genuine, 0.5 / (len(same) - genuine))
+
+
 def best_threshold(scores: Scores, same: Flags) -> float:
-    """The threshold (accepted iff score >= threshold) with the most pairs right.
+    """The threshold (accepted iff score >= threshold) with the highest accuracy, both kinds of pairs weighing one half.
 
     scores: (n,) without NaN, of both kinds of pairs.  Every threshold between two neighbouring scores does the same; their
     middle is taken, below and above all scores half a unit away.  Of several that are equally good the middle one counts, which
     favours neither side.
     """
     values = np.unique(scores)
-    accept = np.searchsorted(np.sort(scores[same]), values, "left")
-    reject = np.searchsorted(np.sort(scores[~same]), values, "left")
-    right = np.append(int(same.sum()) - accept + reject, int((~same).sum()))  # the last one accepts nothing
+    genuine, impostor = int(same.sum()), int((~same).sum())
+    missed = np.append(np.searchsorted(np.sort(scores[same]), values, "left"), genuine)  # the last one accepts nothing
+    refused = np.append(np.searchsorted(np.sort(scores[~same]), values, "left"), impostor)
+    right = (genuine - missed) * impostor + refused * genuine  # in whole numbers, so that ties are ties
     cuts = np.concatenate([[values[0] - 0.5], (values[1:] + values[:-1]) / 2, [values[-1] + 0.5]])
     best = np.flatnonzero(right == right.max())
     return float(cuts[best[(len(best) - 1) // 2]])
@@ -119,17 +137,20 @@ def judge(scores: Scores, same: Flags, fold: Places) -> Verdicts:
         with np.errstate(invalid="ignore"):
             correct[test] = ((scores[test] >= threshold) == same[test]) & known[test]
         thresholds.append(threshold)
-        accuracies.append(float(correct[test].mean()))
-    return Verdicts(correct, np.array(thresholds), np.array(accuracies))
+        if same[test].any() and not same[test].all():
+            accuracies.append(float(weights(same[test]) @ correct[test]))
+    return Verdicts(correct, same, np.array(thresholds), np.array(accuracies))
 
 
-def accuracy_interval(correct: Flags, a: Places, b: Places, level: float) -> Interval:
-    """Wilson's interval of the share of correct pairs, with a variance that knows which pairs share a person.
+def accuracy_interval(verdicts: Verdicts, a: Places, b: Places, level: float) -> Interval:
+    """Wilson's interval of the accuracy, with a variance that knows which pairs share a person.
 
     a, b: persons of each pair, equal in a genuine one.  Two pairs are dependent where they share a person, as in
-    :func:`deidbench.stats.wilson.pair_rate_variance`, whose formula this is with genuine pairs added: with r_k = (c_k - p) / n,
-    S_i the sum over the pairs that person i is in, and y_ij over those of i and j, v = sum_i S_i^2 - sum_{i<j} y_ij^2.
+    :func:`deidbench.stats.wilson.pair_rate_variance`, whose formula this is with genuine pairs added: with r_k = u_k (c_k - p)
+    (u_k: :func:`weights`), S_i the sum over the pairs that person i is in, and y_ij over those of i and j,
+    v = sum_i S_i^2 - sum_{i<j} y_ij^2.  Thresholds are taken as chosen.
     """
+    correct, u = verdicts.correct, weights(verdicts.same)
     persons = np.unique(np.concatenate([a, b]))
     if len(persons) < 2:
         return Interval.none(level, "one person: nothing is known about the spread between persons")
@@ -137,11 +158,11 @@ def accuracy_interval(correct: Flags, a: Places, b: Places, level: float) -> Int
         return intervals.all_events(len(persons), level)
     if not correct.any():
         return intervals.zero_events(len(persons), level)
-    n, rate = len(correct), float(correct.mean())
-    r = (correct - rate) / n
+    rate = verdicts.accuracy
+    r = u * (correct - rate)
     lo, hi = np.searchsorted(persons, np.minimum(a, b)), np.searchsorted(persons, np.maximum(a, b))
     code, group = np.unique(lo * len(persons) + hi, return_inverse=True)
-    y, m = np.bincount(group, r), np.bincount(group)
+    y, m = np.bincount(group, r), np.bincount(group, u)
     i, j = code // len(persons), code % len(persons)
     two = i != j
     total = np.bincount(i, y, len(persons)) + np.bincount(j[two], y[two], len(persons))
@@ -150,29 +171,30 @@ def accuracy_interval(correct: Flags, a: Places, b: Places, level: float) -> Int
     variance = own + max(0.0, shared)
     if not variance > 0:
         return Interval.none(level, intervals.NO_VARIANCE)
-    size = wilson.effective_size(rate, variance, n, float((m * m).sum() / n), wilson.supporting(y))
+    square = float(u @ u)
+    size = wilson.effective_size(rate, variance, 1 / square, float(m @ m) / square, wilson.supporting(y))
     critical = wilson.critical_value(level, max(wilson.supporting(total), min(len(persons), 4)))
     bounds = wilson.score_bounds(rate, size, critical)
     return Interval(*bounds, level, "Wilson score, pairs that share persons, thresholds as chosen")
 
 
-def replicated(correct: Flags, a: Places, b: Places, draws: npt.NDArray[np.uint8]) -> Scores:
-    """Person bootstrap of the share of correct pairs, thresholds as chosen: float64 (B,).
+def replicated(verdicts: Verdicts, a: Places, b: Places, draws: npt.NDArray[np.uint8]) -> Scores:
+    """Person bootstrap of the accuracy, thresholds as chosen: float64 (B,), NaN where a replicate lacks a kind of pair.
 
     draws: (B, P), columns are the persons that a and b number.  A genuine pair weighs w_i, one of two persons w_i w_j.
     """
     out = np.empty(len(draws))
-    two = a != b
+    same, correct = verdicts.same, verdicts.correct
     for k, w in enumerate(draws):
         weight = w[a].astype(np.int64)
-        weight[two] *= w[b[two]]
-        total = weight.sum()
-        out[k] = weight[correct].sum() / total if total else np.nan
+        weight[~same] *= w[b[~same]]
+        kinds = [(weight[kind & correct].sum(), weight[kind].sum()) for kind in (same, ~same)]
+        out[k] = sum(right / total for right, total in kinds) / 2 if all(total for _, total in kinds) else np.nan
     return out
 
 
 def draw(ids: Sequence[str], subjects: npt.NDArray[np.str_], folds: int, per_fold: int, seed: int) -> Trials:
-    """Pairs by LFW's recipe (Huang et al. 2007, section 4) from the images at hand; nothing but these and the seed decides.
+    """Pairs by LFW's recipe (Huang et al. 2007) from the images at hand; nothing but these and the seed decides.
 
     Persons are dealt to the folds at random, none to two.  A genuine pair: a person with two images or more, uniformly at random,
     and two of its images; an impostor pair: two persons, uniformly, and an image of each; a pair that was drawn is drawn anew.
@@ -365,7 +387,7 @@ class _Attack:
         error = roc.eer(genuine, impostor).value
         try:
             verdicts = judge(scores, t.same, t.fold)
-            clear = f"clear images: accuracy {verdicts.correct.mean():.4f}, EER {error:.4f}"
+            clear = f"clear images: accuracy {verdicts.accuracy:.4f}, EER {error:.4f}"
         except InputError:
             clear = f"clear images: EER {error:.4f}"
         if error > self.protocol.max_clear_eer:
@@ -388,7 +410,9 @@ class _Attack:
             n_persons=len(np.unique(self.person[places])),
             n_failed=int(lost.sum()),
             n_fta=int(fta.sum()),
-            note=notes(f"{int(use.sum()):,} pairs", counts, told),
+            note=notes(
+                f"{int((use & t.same).sum()):,} genuine and {int((use & ~t.same).sum()):,} impostor pairs", counts, told
+            ),
         )
         named = partial(self._named, row)
         names = [q.name.partition(".")[2] for q in LfwPairs.quantities]
@@ -408,21 +432,16 @@ class _Attack:
             verdicts = judge(scores, same, fold)
         except InputError as error:
             return [refuse(accuracy, error.message), refuse(spread, error.message)]
-        interval = accuracy_interval(verdicts.correct, a, b, self.protocol.confidence)
-        evidence = Evidence.distribution(replicated(verdicts.correct, a, b, self._draws()), len(np.unique([a, b])))
-        error = verdicts.standard_error
-        assert error is not None  # judge wants two folds
-        text = f"mean over {len(verdicts.accuracies)} folds {verdicts.mean:.4f} ± {error:.4f} (standard error)"
-        accuracy = replace(
-            accuracy,
-            note=notes(text, accuracy.note),
-            threshold=float(np.median(verdicts.thresholds)),
-        )
+        interval = accuracy_interval(verdicts, a, b, self.protocol.confidence)
+        evidence = Evidence.distribution(replicated(verdicts, a, b, self._draws()), len(np.unique([a, b])))
+        error, folds = verdicts.standard_error, len(verdicts.accuracies)
+        text = "" if error is None else f"mean over {folds} folds {verdicts.mean:.4f} ± {error:.4f} (standard error)"
+        accuracy = replace(accuracy, note=notes(text, accuracy.note), threshold=float(np.median(verdicts.thresholds)))
+        rows = [put(accuracy, verdicts.accuracy, interval, evidence)]
+        if error is None:
+            return [*rows, refuse(spread, f"{folds} folds have both kinds of pairs, two are needed")]
         none = Interval.none(self.protocol.confidence, "it is a measure of spread itself")
-        return [
-            put(accuracy, float(verdicts.correct.mean()), interval, evidence),
-            put(replace(spread, note=notes(text, spread.note)), error, none),
-        ]
+        return [*rows, put(replace(spread, note=notes(text, spread.note)), error, none)]
 
     def _whole(self, named: Any, scores: Scores, same: Flags, a: Places, b: Places) -> list[Row]:
         """EER and AUC; a pair that could not be compared is never accepted."""
