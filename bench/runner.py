@@ -445,7 +445,8 @@ class _Run:
             mine = np.array([np.frombuffer(output.thumb, np.uint8) for _, output in part], np.float32)
             squared = (mine**2).sum(1)[:, None] + (clear**2).sum(1) - 2 * (mine @ clear.T)
             for (s, _), near in zip(part, squared <= COPY_LEVELS**2 * clear.shape[1], strict=True):
-                others = [self.samples[i] for i in np.flatnonzero(near) if self.samples[i].id != s.id]
+                # a picture with several faces is several samples of one file
+                others = [o for i in np.flatnonzero(near) if (o := self.samples[i]).id != s.id and o.sha256 != s.sha256]
                 if not others:
                     continue
                 picture = decode_png(self.store.get(keys[s.id].picture) or b"")
@@ -792,7 +793,7 @@ class _Run:
             "protocol": {**asdict(self.protocol), "deviations": list(self.suite.deviations)},
             "dataset": {
                 "name": self.dataset.name, "title": self.dataset.title, "version": self.dataset.version,
-                "citation": self.dataset.citation, "licence": self.dataset.licence, "shows_faces": self.dataset.shows_faces,
+                "citation": self.dataset.citation, "licence": self.dataset.licence, "shows_faces": self.dataset.shows_faces, "identities": self.dataset.identities,
                 "roles": file.dataset.roles,
                 "all_roles": dict(self.roles), "n_images": len(self.samples), "n_persons": len(persons),
                 "manifest_sha256": manifest_sha256([{"id": s.id, "subject_id": s.subject_id, "sha256": s.sha256} for s in self.samples]),

@@ -157,6 +157,8 @@ class Background:
     reason: str = "no attacker-train persons were given"
 
 
+#: Why nobody can be re-identified in a data set without identities.
+NO_PERSONS = "the data set names no persons"
 #: What a metric gets that asks for none.
 NO_BACKGROUND = Background()
 

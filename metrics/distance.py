@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from deidbench.errors import InputError
 from deidbench.kinds import metrics
-from deidbench.metrics.base import NO_BACKGROUND, Background, Findings, Metric, Protocol, Quantity, Table
+from deidbench.metrics.base import NO_BACKGROUND, NO_PERSONS, Background, Findings, Metric, Protocol, Quantity, Table
 from deidbench.metrics.reid.base import cosine
 from deidbench.records import Row
 from deidbench.stats import intervals, roc
 from deidbench.stats.evidence import Evidence
 from deidbench.stats.intervals import Interval
+
+if TYPE_CHECKING:
+    from deidbench.datasets.base import Dataset
 
 #: The threshold is calibrated on the pairs of at most so many clear images (12.5 million pairs); of larger data sets on
 #: those of the first persons in the order of a hash of (seed, person).
@@ -132,6 +136,13 @@ class Distance(Metric):
         ),
     )
 
+    def bind(self, dataset: Dataset) -> None:
+        """A data set without identities has no pairs of one person: no threshold, and the recogniser cannot be checked on it."""
+        self.persons_ = dataset.identities
+
+    def params(self) -> dict[str, Any]:
+        return {} if getattr(self, "persons_", True) else {"persons": False}
+
     def score(self, clear: Table, anonymised: Table, protocol: Protocol, background: Background = NO_BACKGROUND) -> Findings:
         """clear, anonymised: the same images in the same order.  Raises InputError where they are not."""
         if not (np.array_equal(clear.ids, anonymised.ids) and np.array_equal(clear.subjects, anonymised.subjects)):
@@ -139,9 +150,13 @@ class Distance(Metric):
                 f"{anonymised.method!r} and the clear images of {clear.dataset!r} are not the same images in the same order",
                 "run the same deidbench run command again",
             )
+        persons = getattr(self, "persons_", True)
         rows: list[Row] = []
         for recognizer in sorted(clear.embeddings.keys() & anonymised.embeddings.keys()):
-            calibration = calibrate(clear.embeddings[recognizer], clear.subjects, protocol.seed)
+            # Without identities every image stands for itself; chance is then between two images, of two persons as a rule.
+            calibration = calibrate(clear.embeddings[recognizer], clear.subjects if persons else clear.ids, protocol.seed)
+            if not persons:
+                calibration = replace(calibration, threshold=None, reason=f"no threshold can be calibrated: {NO_PERSONS}")
             similarity = paired(clear.embeddings[recognizer], anonymised.embeddings[recognizer])
             similarity[anonymised.withheld] = np.nan  # what is not released cannot be embedded
             for convention in CONVENTIONS:

@@ -421,7 +421,7 @@ def page(
         title=title,
         dataset_title=plain(data.get("title") or data.get("name") or view.datasets[0]),
         n_images=data.get("n_images"),
-        n_persons=data.get("n_persons"),
+        n_persons=data.get("n_persons") if view.names_persons else None,
         protocol_name=plain(view.entry("protocol").get("name", "")),
         suite_name=plain(suite.get("name", "")),
         n_methods=sum(not m.control for m in view.methods),

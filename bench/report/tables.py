@@ -351,11 +351,10 @@ def method_marks(view: View, dataset: str, method: Method, notes: Notes) -> tupl
 def general(view: View, dataset: str, rows: Sequence[Row]) -> tuple[str, ...]:
     """Notes that belong to the whole table: intervals, conventions, realised FMR, deviations."""
     out = []
+    unit = "persons, not images, are" if view.names_persons else "the data set names no persons, images are"
     if any(r.lo is not None or r.hi is not None for r in rows):
         levels = sorted({level(r) for r in rows if level(r)})
-        out.append(
-            f"In brackets: {listing(levels)} interval; persons, not images, are the unit of inference.".replace("  ", " ")
-        )
+        out.append(f"In brackets: {listing(levels)} interval; {unit} the unit of inference.".replace("  ", " "))
     if any(r.convention == "headline" for r in rows):
         out.append(f"Failures to acquire (FTA): {CONVENTION_WORDS['headline']}.")
     if any(r.realised_fmr is not None for r in rows):
@@ -385,7 +384,8 @@ def caption(view: View, dataset: str, lines: Sequence[Line]) -> str:
     methods = [m for m in used if "one-sided" not in m]  # those have a footnote where they stand
     title = str(view.entry("dataset").get("title") or dataset) if len(view.datasets) == 1 else dataset
     parts = [
-        f"{counted(len(lines), 'method')} on {title}: up to {counted(images, 'image')} of {counted(persons, 'person')}",
+        f"{counted(len(lines), 'method')} on {title}: up to {counted(images, 'image')}"
+        + (f" of {counted(persons, 'person')}" if view.names_persons else ""),
         f"protocol {protocol.get('name', 'not stated')}"
         + (f", {protocol['comparison']}" if protocol.get("comparison") else "")
         + (f", seed {protocol['seed']}" if protocol.get("seed") is not None else "")
@@ -413,7 +413,7 @@ def main_table(view: View, dataset: str) -> Table:
             columns.append((head, partial(view.row, dataset, key=k)))
     counts = (
         Column("n_images", "counts", "Images", title="images in the denominator"),
-        Column("n_persons", "counts", "Persons", title="persons in the denominator"),
+        *((Column("n_persons", "counts", "Persons", title="persons in the denominator"),) if view.names_persons else ()),
         Column("n_failed", "counts", "Not released", better=None, title="images that the method did not release"),
     )
     lines = []
@@ -425,7 +425,7 @@ def main_table(view: View, dataset: str) -> Table:
             row = find(method.label)
             named = row is not None and row.value is not None and c.metric == WORST
             cells.append(cell(row, notes, _who(view, row) if named and row is not None else ""))
-        cells += [Cell(str(n), value=float(n)) for n in sizes]
+        cells += [Cell(str(n), value=float(n)) for n in (sizes if view.names_persons else (sizes[0], sizes[2]))]
         lines.append(Line(method, marks, tuple(cells)))
     chance = chance_line(view, dataset, columns)
     rows = [c.row for line in lines for c in line.cells if c.row is not None]
@@ -822,6 +822,8 @@ def _bounds(row: Row) -> str:
 def headlines(view: View, dataset: str) -> list[str]:
     """What the run says, in a few sentences: the least and the most leaking method, the controls, what to beware of."""
     out: list[str] = []
+    if not view.names_persons:
+        return ["The data set names no persons: nobody can be re-identified in it, and intervals are over its images."]
     known = [(m, r) for m in view.methods if (r := view.headline(dataset, m.label, WORST)) is not None and r.value is not None]
     real = [(m, r) for m, r in known if not m.control]
 
@@ -895,6 +897,9 @@ def warnings(view: View, dataset: str) -> list[str]:
         out.append(
             f"Untrusted: {listing([plain(n) for n in names if n])} failed the attacker's sanity check; "
             "what it cannot recognise says nothing about privacy."
+            if view.names_persons
+            else f"Untrusted: whether {listing([plain(n) for n in names if n])} can tell persons apart cannot be checked on "
+            "images of which nobody says who they are."
         )
     weak: dict[str, dict[str, None]] = {}
     for r in doubted:

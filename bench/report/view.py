@@ -388,6 +388,11 @@ class View:
         )
 
     @cached_property
+    def names_persons(self) -> bool:
+        """Whether the data set says who is in its images; else these are the unit of inference, and nobody is re-identified."""
+        return self.entry("dataset").get("identities", True) is not False
+
+    @cached_property
     def datasets(self) -> list[str]:
         """Names of the data sets in the rows, in order of appearance (the record's own where there are no rows)."""
         found = list(dict.fromkeys(r.dataset for r in self.rows))

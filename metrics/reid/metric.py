@@ -6,14 +6,24 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from deidbench.errors import InputError, SuiteError
 from deidbench.kinds import attackers as registry
 from deidbench.kinds import metrics
-from deidbench.metrics.base import NO_BACKGROUND, Background, Findings, Metric, PlannedAttack, Protocol, Quantity, Table
+from deidbench.metrics.base import (
+    NO_BACKGROUND,
+    NO_PERSONS,
+    Background,
+    Findings,
+    Metric,
+    PlannedAttack,
+    Protocol,
+    Quantity,
+    Table,
+)
 from deidbench.metrics.reid import fairness
 from deidbench.metrics.reid.attack import Probes, View, attack, embeddings, rates, view
 from deidbench.metrics.reid.base import PIXELS, Attacker, TrainedAttacker
@@ -36,6 +46,9 @@ from deidbench.metrics.reid.training import Attempt
 from deidbench.records import CONVENTIONS, Curve, Row
 from deidbench.stats import intervals
 from deidbench.types import Floats
+
+if TYPE_CHECKING:
+    from deidbench.datasets.base import Dataset
 
 FAMILY = "reid"
 
@@ -143,20 +156,31 @@ class ReIdentification(Metric):
             entries.append(_Entry(label, registry.create(table["name"], **params)))
         return entries
 
+    def bind(self, dataset: Dataset) -> None:
+        """Of a data set without identities only the acquisition is told: two images may be of one person or not."""
+        self.persons_ = dataset.identities
+
+    @property
+    def _persons(self) -> bool:
+        return getattr(self, "persons_", True)
+
     @property
     def needs_background(self) -> bool:  # type: ignore[override]
-        return any(isinstance(e.attacker, TrainedAttacker) or e.attacker.gallery == "anonymised" for e in self._entries())
+        return self._persons and any(
+            isinstance(e.attacker, TrainedAttacker) or e.attacker.gallery == "anonymised" for e in self._entries()
+        )
 
     def attacks(self, recognizers: Sequence[str]) -> list[PlannedAttack]:
         return [
             PlannedAttack(e.label, e.attacker, column)
-            for e in self._entries()
+            for e in (self._entries() if self._persons else ())
             if isinstance(e.attacker, TrainedAttacker) and not e.attacker.missing()
             for column in e.attacker.columns(recognizers)
         ]
 
     def params(self) -> dict[str, Any]:
-        return {"attackers": {e.label: [e.attacker.name, e.attacker.version, e.attacker.params()] for e in self._entries()}}
+        known = {"attackers": {e.label: [e.attacker.name, e.attacker.version, e.attacker.params()] for e in self._entries()}}
+        return known if self._persons else {**known, "persons": False}
 
     def record(self) -> list[dict[str, Any]]:
         """What each attacker knows, for the run record."""
@@ -182,7 +206,8 @@ class ReIdentification(Metric):
                 f"{anonymised.method!r} and the clear images of {clear.dataset!r} are not the same images in the same order",
                 "run the same deidbench run command again",
             )
-        return _Ladder(self._entries(), clear, anonymised, protocol, background).climb()
+        ladder = _Ladder(self._entries(), clear, anonymised, protocol, background)
+        return ladder.climb() if self._persons else ladder.refuse_all(NO_PERSONS)
 
 
 class _Ladder:
@@ -235,6 +260,16 @@ class _Ladder:
         rows.append(worst_case(contenders, suspects, self.anonymised, self.layout, self.figures, named))
         rows += self._groups(contenders, rows[-1])
         return Findings(rows, curves)
+
+    def refuse_all(self, why: str) -> Findings:
+        """Nothing but the acquisition, and every attack refused.  why: the reason."""
+        rows = acquisition_rows(self.anonymised, self.figures, partial(self.named, self.blank))
+        for entry in self.entries:
+            for column in entry.attacker.columns(self.recognizers):
+                base = replace(self.blank, recognizer=column, attacker=entry.label, convention="headline")
+                rows += [refuse(self.named(base, f"rank{k}"), f"not carried out: {why}") for k in self.protocol.ranks]
+        rows.append(refuse(self.named(self.blank, "worst_rank1", convention="headline"), why))
+        return Findings(rows, [])
 
     # -- one attack --------------------------------------------------------------------------------------------
     def _carry_out(self, entry: _Entry, column: str) -> _Attack | str:
