@@ -133,6 +133,7 @@ or  DIR/Test/{Anger,Contempt,Disgust,Fear,Happy,Neutral,Sad,Surprise}/*.jpg   (T
                     *(name for names in FOLDERS.values() for name in names),
                 ),
                 "labels: files of numpy, lists, or folders named by class",
+                called="val_set/annotations",
             ),
         ),
         archives=(Archive("val_set.tar*"), Archive("train_set.tar*"), Archive("*.zip"), Archive("Manually_Annotated*.rar")),

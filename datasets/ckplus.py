@@ -104,8 +104,8 @@ DIR/cohn-kanade-images/S005/001/S005_001_00000001.png ... S005_001_00000011.png
 DIR/Emotion/S005/001/S005_001_00000011_emotion.txt
 or  DIR/CK+48/{anger,contempt,disgust,fear,happy,sadness,surprise}/S010_004_00000017.png ...""",
         parts=(
-            Part("images", (*IMAGES, "CK+48", "anger"), "the sequences (extended-cohn-kanade-images.zip), or CK+48"),
-            Part("labels", LABELS, "the emotions (Emotion_labels.zip)", required=False),
+            Part("images", (*IMAGES, "CK+48", "anger"), "the sequences (extended-cohn-kanade-images.zip), or CK+48", called=IMAGES[0]),
+            Part("labels", LABELS, "the emotions (Emotion_labels.zip)", required=False, called=LABELS[0]),
         ),
         archives=(
             Archive("extended-cohn-kanade-images.zip"), Archive("Emotion_labels.zip"), Archive("CK+48.zip"), Archive("CK+48*.zip"),

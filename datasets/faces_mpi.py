@@ -78,6 +78,7 @@ class Faces(Counted):
                 "images",
                 tuple(f"{depth}[0-9]*_[ymoYMO]_[fmFM]_[a-zA-Z]_[abAB].*" for depth in ("", "*/", "*/*/", "*/*/*/")),
                 "the pictures",
+                called="004_o_m_a_a.jpg",
             ),
         ),
         persons=PERSONS,

@@ -40,6 +40,7 @@ class Part:
     key: its name in the code.  paths: where people have it, relative, the official place first; may hold ``*`` and ``?``.
     what: in words.  lines: number of lines that are not blank, per file ending where the forms differ; None where not fixed.
     required: False for what only adds labels.  remedy: where it is got, "" for the set's home page.
+    called: the place to name in messages, where the shortest one says little.
     md5: of the published file, lower-case hex, "" where none is known; the check says where a file has it.
     """
 
@@ -50,6 +51,12 @@ class Part:
     required: bool = True
     remedy: str = ""
     md5: str = ""
+    called: str = ""
+
+    @property
+    def name(self) -> str:
+        """``called``, or the plainest of its places, for messages."""
+        return self.called or min(self.paths, key=len)
 
     def find(self, root: Path) -> Path | None:
         """The first of its places that exists."""
@@ -193,6 +200,10 @@ class OfficialDataset(Dataset):
         """Whether ``root`` holds the official layout, whole or not.  Quick."""
         return any(part.find(root) is not None for part in self._parts() if part.required)
 
+    def recognises(self, root: Path) -> bool:
+        """Whether ``root`` holds the official layout, whole or not, rather than another one.  Quick."""
+        return root.is_dir() and self._recognised(root)
+
     def _parts(self) -> tuple[Part, ...]:
         """The parts of the layout that matter with these parameters."""
         return self.expected.parts
@@ -258,7 +269,7 @@ class OfficialDataset(Dataset):
         if self.reads_manifest:
             return ""
         absent = [part for part in self._parts() if part.required and part.find(root) is None]
-        return f"{root} lacks {some([p.paths[0] for p in absent])}: {how}" if absent else ""
+        return f"{root} lacks {some([p.name for p in absent])}: {how}" if absent else ""
 
     # -- what a caller sees -------------------------------------------------------------------------------------
     def samples(self) -> Iterator[Sample]:
@@ -383,9 +394,10 @@ class OfficialDataset(Dataset):
     def _check_part(self, part: Part, root: Path, get: str) -> Finding:
         found = part.find(root)
         if found is None:
-            other = f" (or {', '.join(part.paths[1:])})" if part.paths[1:] else ""
-            level, without = (MISSING, "") if part.required else (NOTE, ", which is optional")
-            return Finding(level, f"{part.paths[0]}{other} is not there: {part.what}{without}", part.remedy or get)
+            others = sorted({*part.paths} - {part.name}, key=len)
+            other = f" (or {some(others)})" if others else ""
+            level, without = (MISSING, "") if part.required else (NOTE, " (optional)")
+            return Finding(level, f"{part.name}{other} is not there: {part.what}{without}", part.remedy or get)
         name = found.relative_to(root).as_posix()
         expected = part.lines.get(found.suffix) if isinstance(part.lines, Mapping) else part.lines
         if expected is None:

@@ -117,7 +117,7 @@ DIR/EmoLabel/list_patition_label.txt
 DIR/Image/aligned/train_00001_aligned.jpg ...   (or Image/original/train_00001.jpg)
 DIR/Annotation/manual/train_00001_manu_attri.txt   (optional: sex, race, age)
 or  DIR/DATASET/{train,test}/{1..7}/train_00001_aligned.jpg""",
-        parts=(Part("labels", (*LISTS, "DATASET/test", "DATASET/train", "test", "train"), "the list of classes, or a folder for each"),),
+        parts=(Part("labels", (*LISTS, "DATASET/test", "DATASET/train", "test", "train"), "the list of classes, or a folder for each", called=LISTS[0]),),
         archives=(Archive("basic*.zip"), Archive("Image/*.zip", "Image"), Archive("Annotation/*.zip", "Annotation")),
     )  # fmt: skip
 

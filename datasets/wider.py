@@ -119,11 +119,12 @@ DIR/WIDER_val/images/0--Parade/0_Parade_marchingband_1_20.jpg ...
 DIR/wider_face_split/wider_face_val_bbx_gt.txt
 (WIDER_train and wider_face_train_bbx_gt.txt the same)""",
         parts=(
-            Part("images", tuple(f"{b}WIDER_{s}" for s in SPLITS for b in ("", "WIDER/", "widerface/")), "the pictures"),
+            Part("images", tuple(f"{b}WIDER_{s}" for s in SPLITS for b in ("", "WIDER/", "widerface/")), "the pictures", called="WIDER_val"),
             Part(
                 "boxes",
                 tuple(f"{b}wider_face_{s}_bbx_gt.txt" for s in SPLITS for b in ("wider_face_split/", "", "widerface/wider_face_split/", "WIDER/wider_face_split/")),
                 "the boxes of the faces (wider_face_split.zip)",
+                called="wider_face_split/wider_face_val_bbx_gt.txt",
             ),
         ),
         archives=(Archive("WIDER_val.zip"), Archive("WIDER_train.zip"), Archive("wider_face_split.zip")),
