@@ -77,9 +77,8 @@ def check(
     import json
 
     from deidbench.cli import _parameter
-    from deidbench.contract import chosen
+    from deidbench.contract import chosen, faces_of
     from deidbench.contract_child import Apart, Request
-    from deidbench.contract_faces import bundled, from_folder
     from deidbench.contract_target import is_file
     from deidbench.errors import ExitCode, InputError
     from deidbench.progress import console
@@ -87,8 +86,10 @@ def check(
     if not timeout > 0:
         raise InputError(f"--timeout {timeout:g} is no time", "--timeout 60")
     wanted = chosen(only)
-    material = bundled() if data is None else from_folder(data)
-    request = Request(target, dict(_parameter(p) for p in params), material, timeout, quick, True if control else None)
+    if data is not None and not data.exists():
+        raise InputError(f"--data {data}: no such folder", "name a folder that holds manifest.csv or one sub-folder per person")
+    request = Request(target, dict(_parameter(p) for p in params), timeout, quick, True if control else None)
+    source = "the bundled ORL faces" if data is None else f"faces of {data}"
     screen = console()
     results: list[Result] = []
 
@@ -100,16 +101,15 @@ def check(
     with Apart(request) as apart:
         if not as_json:
             said = f"deidbench check {target}" + (", whose code is run" if is_file(target) else "")
-            screen.print(f"{said}, on {len(material.items)} faces of {material.source}", style="bold", markup=False)
-        first = apart.begin()
-        tell(first)
-        if first.good:
-            for result in apart.run(wanted):
+            screen.print(f"{said}, on {source}", style="bold", markup=False, soft_wrap=True)
+        tell(apart.begin())
+        if apart.about is not None:
+            for result in apart.run(wanted, faces_of(data, apart.about.gallery)):
                 tell(result)
     about = apart.about
     words, colour = summary(about, target, results)
     if as_json:
-        click.echo(json.dumps(record(about, target, material.source, results, words, apart.printed), indent=1, default=repr))
+        click.echo(json.dumps(record(about, target, source, results, words, apart.printed), indent=1, default=repr))
     else:
         _left_out(screen, results)
         _stories(screen, results)

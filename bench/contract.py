@@ -17,6 +17,8 @@ A check looks at an instance and real faces, and says what it found; the checks 
 from __future__ import annotations
 
 import inspect
+import os
+import sys
 import time
 import traceback
 import warnings
@@ -286,6 +288,9 @@ class Trial:
         self.pace: float | None = None
         #: Told what is being handed to the plug-in, so that it is known when the process dies.
         self.note: Callable[[str], None] = lambda words: None
+        #: Settings of this process before load(), and its environment after it.
+        self.settings: dict[str, Any] = {}
+        self.environment: dict[str, str] = {}
         #: Seconds that loading and the first call took.
         self.load_seconds = self.first_seconds = 0.0
         self.results: dict[str, Result] = {}
@@ -295,7 +300,7 @@ class Trial:
     @property
     def material(self) -> Material:
         if self._material is None:
-            self._material = faces_of(self._data)
+            self._material = faces_of(self._data, self.bound)
         return self._material
 
     def made(self, **changes: Any) -> Anonymizer:
@@ -327,9 +332,12 @@ class Trial:
     def ready(self) -> Anonymizer:
         """The instance that most checks use, loaded once."""
         if self._ready is None:
+            assert self.material is not None, "looking for faces changes settings, too; it comes first"
+            self.settings = settings()
             start = time.perf_counter()
             self._ready = self.loaded(self.made())
             self.load_seconds = time.perf_counter() - start
+            self.environment = dict(os.environ)
         return self._ready
 
     @property
@@ -392,6 +400,21 @@ def _kind(value: object) -> str:
 
 def _named(items: Sequence[Item]) -> str:
     return "an empty list" if not items else repr(items[0].id) if len(items) == 1 else f"{len(items)} pictures"
+
+
+def settings() -> dict[str, Any]:
+    """What a plug-in could change for everybody in this process, by the words that name it."""
+    found: dict[str, Any] = {"the working folder": str(Path.cwd())}
+    found |= {f"np.geterr()[{kind!r}]": what for kind, what in np.geterr().items()}
+    cv2, torch = sys.modules.get("cv2"), sys.modules.get("torch")
+    if cv2 is not None:
+        found["cv2.getNumThreads()"] = cv2.getNumThreads()
+    # Without torch these are what it begins with.
+    found["torch.is_grad_enabled()"] = True if torch is None else torch.is_grad_enabled()
+    found["torch.get_default_dtype()"] = "torch.float32" if torch is None else str(torch.get_default_dtype())
+    if torch is not None:
+        found["torch.get_num_threads()"] = torch.get_num_threads()
+    return found
 
 
 def span(seconds: float) -> str:
@@ -530,11 +553,11 @@ _TRIALS: dict[int, Trial] = {}
 
 
 @lru_cache(maxsize=4)
-def faces_of(data: Path | None = None) -> Material:
-    """The bundled faces, or those of a folder; read once."""
+def faces_of(data: Path | None = None, gallery: bool = False) -> Material:
+    """The bundled faces, or those of a folder; read once.  gallery: with further persons, for methods that are fitted."""
     from deidbench.contract_faces import bundled, from_folder
 
-    return bundled() if data is None else from_folder(data)
+    return bundled(gallery) if data is None else from_folder(data, gallery)
 
 
 def trial_of(given: Any, **options: Any) -> Trial:

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from deidbench.contract import Check, Result, Verdict, chosen, is_ours, run_alone, untried
+from deidbench.contract import Check, Result, Verdict, chosen, faces_of, is_ours, run_alone, untried
 from deidbench.errors import DeidbenchError, ExitCode, InputError, MissingError
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ class Request:
 
     target: str
     params: Mapping[str, Any]
-    material: Material
     limit: float
     quick: bool = False
     control: bool | None = None
@@ -58,6 +57,7 @@ class About:
     name: str
     version: str
     deterministic: bool
+    gallery: bool
     params: Mapping[str, Any]
     module: str
 
@@ -71,7 +71,11 @@ class Gone(Exception):
 
 
 class Apart:
-    """Runs checks in child processes: ``with Apart(request) as apart: for result in apart.run(checks): ...``.
+    """Runs checks in child processes::
+
+        with Apart(request) as apart:
+            first = apart.begin()  # a wrong name, or a plug-in that cannot be imported, is told before any face is looked for
+            for result in apart.run(checks, material): ...
 
     about: what the plug-in says of itself, once a child has made an instance.  printed: what children printed, the last of it.
     """
@@ -79,6 +83,7 @@ class Apart:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.about: About | None = None
+        self._material: Material | None = None
         self.printed = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -110,8 +115,10 @@ class Apart:
             return Result("imports", Verdict.PASSED, f"from {about.module}", seconds=time.perf_counter() - start)
         return Result("imports", Verdict.FAILED, words, *_IMPORTS, seconds=time.perf_counter() - start, missing=True)
 
-    def run(self, wanted: Sequence[Check]) -> Iterator[Result]:
+    def run(self, wanted: Sequence[Check], material: Material) -> Iterator[Result]:
         """Results of ``wanted`` (which hold all that they need) as they come."""
+        self._material = material
+        self._send(pickle.dumps(material))
         bad: set[str] = set()
         for check in wanted:
             broken = next((name for name in check.needs if name in bad), None)
@@ -125,6 +132,7 @@ class Apart:
         try:
             if self._process is None:
                 self._start()
+                self._send(pickle.dumps(self._material))
             return Result.of(self._ask(check.name, self.request.limit))
         except Gone as gone:
             words = gone.words + (f"; it was in {gone.where}" if gone.where else "")
@@ -254,17 +262,17 @@ def _last_words(text: str) -> str:
     return lines[-1][:200] if lines else ""
 
 
-def check_apart(request: Request, names: Sequence[str] = ()) -> tuple[About | None, list[Result]]:
+def check_apart(request: Request, names: Sequence[str] = (), data: Path | None = None) -> tuple[About | None, list[Result]]:
     """All results of ``names`` (and what they need; all checks where none is named), without a word on the screen.
 
-    Raises InputError for a wrong target, parameter or name of a check.
+    data: a folder of faces instead of the bundled ones.  Raises InputError for a wrong target, parameter or name of a check.
     """
     wanted = chosen(names)
     with Apart(request) as apart:
         first = apart.begin()
-        if not first.good:
+        if apart.about is None:
             return None, [first, *(untried(c, "imports") for c in wanted)]
-        return apart.about, [first, *apart.run(wanted)]
+        return apart.about, [first, *apart.run(wanted, faces_of(data, apart.about.gallery))]
 
 
 # ------------------------------------------------------------------------------------------------------ in the child
@@ -325,6 +333,7 @@ def main(answers: int, folder: Path) -> None:
                 anonymizer.name,
                 str(anonymizer.version),
                 bool(anonymizer.deterministic),
+                bool(anonymizer.needs_gallery),
                 params,
                 f"{module}, {cls.__qualname__}",
             )
@@ -338,9 +347,7 @@ def main(answers: int, folder: Path) -> None:
         return
     say(vars(about))
     target = request.target if is_file(request.target) else ""
-    trial = Trial(
-        anonymizer, request.material, quick=request.quick, control=request.control, limit=request.limit, target=target
-    )
+    trial = Trial(anonymizer, _read(pipe), quick=request.quick, control=request.control, limit=request.limit, target=target)
     doing = (folder / "doing").open("w")
 
     def note(words: str) -> None:

@@ -32,6 +32,7 @@ class Material:
 
     source: where it comes from, in words.  items: one picture per person, faces found, each with its seed.
     others: pictures of other persons, one each; with ``items`` they are the set that a method with a gallery is fitted to.
+        Empty where no gallery was asked for.
     samples: of all these pictures, by id.
     """
 
@@ -41,26 +42,24 @@ class Material:
     samples: Mapping[str, Sample]
 
 
-def bundled() -> Material:
+def bundled(gallery: bool = False) -> Material:
     """The ORL faces that come with the package.  Raises MissingError where they are not installed."""
     from deidbench.datasets.orl import Orl
 
-    return _material("the bundled ORL faces", Orl(), BUNDLED)
+    return _material("the bundled ORL faces", Orl(), BUNDLED, gallery)
 
 
-def from_folder(root: Path) -> Material:
+def from_folder(root: Path, gallery: bool = False) -> Material:
     """Faces of a folder (manifest.csv, or one sub-folder per person): the first picture with a face of some persons.
 
     Raises InputError where there are not two persons with a face that is found.
     """
     from deidbench.datasets.folder import Folder
 
-    if not root.exists():
-        raise InputError(f"--data {root}: no such folder", "name a folder that holds manifest.csv or one sub-folder per person")
-    return _material(str(root), Folder(root=str(root), limit_persons=LOOKED_AT), ())
+    return _material(str(root), Folder(root=str(root), limit_persons=LOOKED_AT), (), gallery)
 
 
-def _material(source: str, dataset: Dataset, wanted: Sequence[str]) -> Material:
+def _material(source: str, dataset: Dataset, wanted: Sequence[str], gallery: bool) -> Material:
     from deidbench.faces import FaceFinder
     from deidbench.images import read_image
     from deidbench.pipeline import item_seed
@@ -70,6 +69,8 @@ def _material(source: str, dataset: Dataset, wanted: Sequence[str]) -> Material:
     found: dict[str, Item] = {}
     tried: Counter[str] = Counter()
     for sample in [*(samples[i] for i in wanted), *samples.values()]:
+        if len(found) == PERSONS and not gallery:
+            break
         if sample.subject_id in found or tried[sample.subject_id] == 3:
             continue
         tried[sample.subject_id] += 1

@@ -8,8 +8,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import pickle
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from deidbench.errors import InputError, MissingError
 
 if TYPE_CHECKING:
     from deidbench.anonymizers.base import Anonymizer
+    from deidbench.types import Item
 
 
 def is_file(target: str) -> bool:
@@ -72,6 +75,21 @@ def create(target: str, params: dict[str, Any]) -> Anonymizer:
         raise InputError(
             f"{cls.__name__}({_arguments(params)}): {error}", f"its parameters: {inspect.signature(cls)}"
         ) from error
+
+
+def answers_elsewhere(target: str, path: Sequence[str], pickled: bytes, name: str, items: Sequence[Item]) -> Any:
+    """Runs in a fresh process: fingerprint and answers of the method that travelled there.
+
+    target: a file that the class comes from, "" where it can be imported.  path: where modules are found.
+    name: what the registry called the class in the first process.
+    """
+    sys.path[:] = path
+    if target:
+        find_class(target)
+    anonymizer: Anonymizer = pickle.loads(pickled)
+    type(anonymizer).name = name
+    anonymizer.load()
+    return anonymizer.fingerprint, anonymizer.anonymize(items)
 
 
 def _arguments(params: dict[str, Any]) -> str:
@@ -158,6 +176,6 @@ _DERIVE = "from deidbench.anonymizers.base import Anonymizer;  class MyMethod(An
 
 def _named(cls: type[Anonymizer]) -> type[Anonymizer]:
     """A class that nobody registered is called by its own name in words: ``MyMethod`` becomes ``my-method``."""
-    if not cls.name:
+    if "name" not in vars(cls):  # an inherited one is the parent's
         cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).replace("_", "-").lower()
     return cls

@@ -119,7 +119,7 @@ class AssertContract:
         method: as for ``deidbench check`` (a registered name, ``module:Class`` or a file), with ``params``; or an instance of a
         class that other processes can import.  Other arguments as the command's options: every check runs in a process apart.
         """
-        from deidbench.contract import Verdict, faces_of
+        from deidbench.contract import Verdict
         from deidbench.contract_child import Request, check_apart
         from deidbench.errors import DeidbenchError
 
@@ -129,8 +129,8 @@ class AssertContract:
         problem = ""
         results: list[Result] = []
         try:
-            faces = faces_of(None if data is None else Path(data))
-            _, results = check_apart(Request(method, params, faces, timeout, quick), only)
+            folder = None if data is None else Path(data)
+            _, results = check_apart(Request(method, params, timeout, quick), only, folder)
         except DeidbenchError as error:
             problem = f"deidbench_check: {error}"
         if problem:  # out here, or pytest would print the error a second time, as the cause
