@@ -52,6 +52,8 @@ class CollectionTable(_Strict):
 class DataTable(_Strict):
     """What a user may name.  get: where it is got.  layout: how its folder must look.
 
+    dataset, params: the registered data set that reads it in the layout in which its authors hand it out, and its parameters;
+    "" for none, the folder is then read by the generic one.
     known_as: beginnings of the names that it has in the ``trained_on`` of weights.
     """
 
@@ -61,6 +63,8 @@ class DataTable(_Strict):
     licence: str
     get: str
     layout: str
+    dataset: str = ""
+    params: dict[str, Any] = {}
     known_as: list[str] = []
 
 
@@ -253,6 +257,8 @@ def _validate(raw: Mapping[str, Any], text: str, origin: str) -> CollectionFile:
 def _experiments(file: CollectionFile, text: str, origin: str) -> tuple[Experiment, ...]:
     """Kinds laid in, and everything that names something else checked."""
 
+    from deidbench.kinds import datasets
+
     def refuse(loc: Sequence[str | int], message: str, remedy: str) -> SuiteError:
         return SuiteError(f"{origin}:{line_of(text, loc)}: {message}", remedy)
 
@@ -263,6 +269,9 @@ def _experiments(file: CollectionFile, text: str, origin: str) -> tuple[Experime
             raise refuse(loc, f"no {what} {wanted!r}", hint)
 
     data = {d.key: d for d in file.data}
+    for i, d in enumerate(file.data):
+        if d.dataset:
+            pick(d.dataset, datasets.names(), "data set", ("data", i, "dataset"))
     kinds = {k.name: k for k in file.kinds}
     for name, entries in (
         ("data", [d.key for d in file.data]),
@@ -347,7 +356,7 @@ def given_data(collection: Collection, arguments: Sequence[str]) -> dict[str, Pa
         if not path.is_dir():
             raise InputError(
                 f"--data {argument}: no such folder",
-                f"a folder, as the generic data set reads it: {collection.data[key].layout}",
+                f"a folder: {collection.data[key].layout}",
             )
         out[key] = path
     return out
@@ -379,6 +388,26 @@ def ready(experiment: Experiment) -> dict[str, str]:
     return {name: why.replace(str(Path.home()), "~") for name, why in out.items()}
 
 
+def dataset_for(data: DataTable, folder: Path) -> dict[str, Any]:
+    """The suite's table ``[dataset]`` that reads ``folder``.
+
+    The official layout by the set's own loader; else ``manifest.csv``, or one sub-folder per person, by the generic data set.  A
+    set that names no persons is never read by the generic one, which would take its sub-folders, or a column, for persons.
+    """
+    from deidbench import kinds
+    from deidbench.datasets.official import OfficialDataset
+
+    root = str(folder.resolve())
+    generic = {"name": "folder", "params": {"root": root}}
+    if not data.dataset:
+        return generic
+    own = {"name": data.dataset, "params": {**data.params, "root": root}}
+    reader = kinds.datasets.create(own["name"], **own["params"])
+    if isinstance(reader, OfficialDataset) and reader.identities and not reader.recognises(folder):
+        return generic
+    return own
+
+
 def suite_for(
     collection: Collection,
     experiment: Experiment,
@@ -400,7 +429,7 @@ def suite_for(
             "extends": collection.file.collection.base,
             "inherit_methods": False,
         },
-        "dataset": {"name": "folder", "params": {"root": str(folder.resolve())}},
+        "dataset": dataset_for(experiment.data, folder),
         "metrics": tables(experiment.metrics),
         "recognizers": tables([r for r in experiment.recognizers if part_name(r) not in without]),
         "classifiers": tables([c for c in experiment.classifiers if part_name(c) not in without]),

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from deidbench import cli
-from deidbench.collection import given_data, is_collection, load_collection, ready, suite_for
+from deidbench.collection import dataset_for, given_data, is_collection, load_collection, ready, suite_for
 from deidbench.errors import ExitCode, InputError, SuiteError
+from deidbench.images import read_image, write_image
 from deidbench.records import read_run
 from deidbench.suite import load_suite
 from deidbench.toml_errors import line_of
@@ -374,3 +375,86 @@ def test_weights_that_learnt_from_the_data_are_flagged() -> None:
     assert "an official checkpoint" in _checkpoint(official, data["ck+"])
     assert "contaminated" in _checkpoint(official, data["celeba"])
     assert _checkpoint({"name": "blur", "label": "b", "trained_on": []}, data["celeba"]) == ""
+
+
+# -- folders as the sets come ------------------------------------------------------------------------------------------
+
+
+def test_each_set_of_the_paper_is_read_as_it_comes(tmp_path: Path, orl_folder: Path) -> None:
+    """The official layout by the set's own loader, a manifest by the generic one; no sub-folder of a nameless set is a person."""
+    collection = load_collection("ganonymization-paper")
+    assert {d.key: d.dataset for d in collection.data.values()} == {
+        "wider": "wider", "affectnet": "affectnet", "ck+": "ck+", "faces": "faces", "celeba": "celeba",
+    }  # fmt: skip
+
+    def read_by(key: str, *places: str) -> str:
+        root = tmp_path / key / str(len(list(tmp_path.rglob("*"))))
+        for place in places:
+            (root / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(orl_folder / "s1" / "1.pgm", root / place)
+        table = dataset_for(collection.data[key], root)
+        assert table["params"]["root"] == str(root.resolve())
+        return str(table["name"])
+
+    for key, official in (
+        ("wider", ("WIDER_val/images/0--Parade/a.jpg", "wider_face_split/wider_face_val_bbx_gt.txt")),
+        ("affectnet", ("val_set/images/0.jpg", "val_set/annotations/0_exp.npy")),
+        ("affectnet", ("Manually_Annotated_Images/1/a.jpg", "Manually_Annotated_file_lists/validation.csv")),
+        ("ck+", ("cohn-kanade-images/S005/001/S005_001_00000011.png", "Emotion/S005/001/S005_001_00000011_emotion.txt")),
+        ("ck+", ("CK+48/anger/S010_004_00000017.png",)),
+        ("faces", ("Pictures/004_o_m_a_a.jpg",)),
+        ("celeba", ("Anno/list_attr_celeba.txt", "Anno/identity_CelebA.txt", "Img/img_align_celeba/000001.jpg")),
+    ):
+        assert read_by(key, *official) == key, key
+    for key in ("ck+", "faces", "celeba"):
+        assert read_by(key, "images/a.png", "manifest.csv") == "folder"
+        assert read_by(key, "anna/a.png") == "folder"
+    for key in ("wider", "affectnet"):
+        assert read_by(key, "images/a.png", "manifest.csv") == key
+        assert read_by(key, "anna/a.png") == key
+
+
+def test_an_unknown_loader_is_refused_with_its_line(tmp_path: Path) -> None:
+    text = SMALL.replace('layout = "one sub-folder per person"', 'layout = "x"\ndataset = "celebb"', 1)
+    with pytest.raises(SuiteError, match=r"small.toml:\d+: no data set 'celebb'") as caught:
+        load_collection(_file(tmp_path, text))
+    assert "did you mean 'celeba'" in caught.value.remedy
+
+
+def test_a_run_on_an_official_layout(tmp_path: Path, orl_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """CK+48 and AffectNet in small, by the names that the paper's collection gives them."""
+    text = SMALL.replace('key = "one"', 'key = "one"\ndataset = "ck+"\nparams = { frames = "last3" }')
+    text = text.replace('key = "two"', 'key = "two"\ndataset = "affectnet"')
+    for person, emotion in ((1, "happy"), (2, "anger")):
+        for n in (1, 2, 3):
+            path = tmp_path / "ck" / emotion / f"S{person:03d}_001_{n:08d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_image(path, read_image(orl_folder / f"s{person}" / f"{n}.pgm"))
+            other = tmp_path / "affect" / "val" / emotion / f"{n}.png"
+            other.parent.mkdir(parents=True, exist_ok=True)
+            write_image(other, read_image(orl_folder / f"s{person + 5}" / f"{n}.pgm"))
+    out = tmp_path / "out"
+    data = ("--data", f"one={tmp_path / 'ck'}", "--data", f"two={tmp_path / 'affect'}")
+    code, said, err = _run(
+        capsys, "run", str(_file(tmp_path, text)), *data, "--out", str(out), "--cache", str(tmp_path / "cache"), "--no-report", *QUICK
+    )  # fmt: skip
+    assert code == ExitCode.OK, (said, err)
+    first, second = (read_run(out / name).record["dataset"] for name in ("first", "second"))
+    assert (first["name"], first["n_images"], first["n_persons"], first["identities"]) == ("ck+", 6, 2, True)
+    assert (second["name"], second["n_images"], second["identities"]) == ("affectnet", 6, False)
+    table = (out / "paper.md").read_text("utf-8")
+    assert "6 images of 2 persons (by the folder's own word), read as ck" in table
+    assert "6 images of nobody knows whom, read as affectnet" in table
+    # a share beyond a threshold needs pairs of one person, which nobody knows here
+    lines = json.loads((out / "paper.json").read_text("utf-8"))["lines"]
+    beyond = {
+        line["experiment"]: line for line in lines if line["metric"] == "distance.beyond" and line["method"] == "pixelate"
+    }
+    assert beyond["first"]["value"] is not None and beyond["second"]["value"] is None
+    assert "the data set names no persons" in str(beyond["second"])
+    mean = [
+        line
+        for line in lines
+        if line["metric"] == "distance.cosine" and line["method"] == "pixelate" and line["recognizer"] == "sface"
+    ]
+    assert {line["experiment"] for line in mean if line["value"] is not None} == {"first", "second"}

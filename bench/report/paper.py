@@ -163,8 +163,9 @@ def _section(collection: Collection, experiment: Experiment, part: Part) -> Sect
     if view is not None:
         dataset = view.entry("dataset")
         images, persons = int(dataset.get("n_images", 0)), int(dataset.get("n_persons", 0))
+        whose = f"of {counted(persons, 'person')} (by the folder's own word)" if view.names_persons else "of nobody knows whom"
         about.append(
-            f"{counted(images, 'image')} of {counted(persons, 'person')} (by the folder's own word), manifest {str(dataset.get('manifest_sha256'))[:12]}"
+            f"{counted(images, 'image')} {whose}, read as {dataset.get('name')}, manifest {str(dataset.get('manifest_sha256'))[:12]}"
         )
         if part.state == "earlier":
             about.append(f"measured in an earlier call, finished {view.record.get('finished', '?')}")
@@ -351,7 +352,7 @@ def _introduction(collection: Collection, made: Sequence[Section]) -> list[str]:
     out = [
         f"{beside} of {counted(len(published), 'published figure')} stand{'s' * (beside == 1)} beside one that was measured here"
         + (f"; {further} more were measured" if further else "")
-        + ". In brackets: intervals over persons."
+        + ". In brackets: intervals over persons, over images where a data set names none."
     ]
     return [*out, *([head.source] if head.source else []), *head.differs]
 
@@ -366,8 +367,8 @@ def _how_to_get(data: DataTable) -> str:
 
 
 LAYOUT = (
-    "Nothing is downloaded. Each is read by the generic folder data set: manifest.csv beside the images, or one sub-folder per "
-    "person; loaders for the layouts that the data come in are not there yet."
+    "Nothing is downloaded. Each is read in the layout in which its authors hand it out (deidbench data prepare NAME --from DIR "
+    "says what is missing), or by a manifest.csv beside the images; pictures of known persons also in one sub-folder each."
 )
 
 
