@@ -61,7 +61,7 @@ def ls(as_json: bool) -> None:
 @click.argument("name")
 @click.option(
     "--from", "source", type=click.Path(path_type=Path), metavar="DIR",
-    help="The folder that holds it.  [default: $DEIDBENCH_DATA/NAME, or data/NAME in the user's data folder]",
+    help="The folder that holds it.  [default: the recorded one, else $DEIDBENCH_DATA/NAME, or data/NAME in the user's data folder]",
 )  # fmt: skip
 @click.option("--partial", is_flag=True, help="Accept a folder that has only some of the images; they are counted.")
 @click.option("--param", "params", multiple=True, metavar="KEY=VALUE", help="A parameter of the data set; may be repeated.")
@@ -85,15 +85,14 @@ def prepare(
     exit 2  something is there and wrong (cut short, edited, another set)
     """
     from deidbench.cli import _parameter
-    from deidbench.data_index import default_root
     from deidbench.data_prepare import download as fetch
     from deidbench.data_prepare import prepare as check
-    from deidbench.data_prepare import unpack_all
+    from deidbench.data_prepare import unpack_all, usual_root
     from deidbench.progress import progress
 
     bar = bound(progress, quiet=quiet or as_json)
     given = dict(_parameter(p, example="images=wild") for p in params)
-    root = (source or default_root(name)).expanduser()
+    root = (source or usual_root(name)).expanduser()
     if download:
         _agree(name, root, yes)
         fetch(name, root, consent=True, progress=bar)

@@ -113,6 +113,12 @@ def _state(name: str, data: Dataset) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------------- prepare
 
 
+def usual_root(name: str) -> Path:
+    """The folder that is meant where none is named: the recorded one, else the set's own place."""
+    record = read(name)
+    return Path(record.root) if record is not None else default_root(name)
+
+
 def prepare(
     name: str,
     root: Path | None = None,
@@ -121,7 +127,7 @@ def prepare(
     params: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Preparation:
-    """Checks the folder ``root`` (default: the set's own place) and, where it is ready, hashes its files and records it.
+    """Checks the folder ``root`` (default: :func:`usual_root`) and, where it is ready, hashes its files and records it.
 
     partial: accept a folder from which some images are absent.  params: further parameters of the data set.
     The folder is only read.  Raises InputError for unknown names and parameters.
@@ -130,7 +136,7 @@ def prepare(
     if "root" in given or "partial" in given:
         raise InputError("root and partial are no --param", "--from DIR and --partial say them")
     data = official(name, **given, partial=partial)
-    folder = (root.expanduser() if root is not None else default_root(name)).resolve()
+    folder = (root.expanduser() if root is not None else usual_root(name)).resolve()
     if folder.is_dir():
         folder = data.materialise(folder, progress).resolve()
     report = data.check(folder)

@@ -192,7 +192,7 @@ class CelebA(OfficialDataset):
         found = self.expected.find(root, key)
         if found is None:
             part = self.expected.part(key)
-            raise InputError(f"data set {self.name!r}: {root} lacks {part.paths[0]}", part.remedy or f"got at {self.homepage}")
+            raise InputError(f"data set {self.name!r}: {root} lacks {part.name}", part.remedy or f"got at {self.homepage}")
         return found
 
     def _foreign(self, there: Sequence[Entry]) -> str:

@@ -152,9 +152,7 @@ class CelebAHQ(OfficialDataset):
                 for k, f in (("images", folder), ("identity", identity), ("attributes", attributes))
                 if f is None
             )
-            raise InputError(
-                f"data set 'celeba-hq': {root} lacks {lacking.paths[0]}", lacking.remedy or f"got at {self.homepage}"
-            )
+            raise InputError(f"data set 'celeba-hq': {root} lacks {lacking.name}", lacking.remedy or f"got at {self.homepage}")
         partition = self._list(root, "partition")
         mapping = self.expected.find(root, "mapping")
         original = read_mapping(mapping) if mapping is not None else {}
@@ -169,7 +167,7 @@ class CelebAHQ(OfficialDataset):
             where = f"{prefix}/{path}"
             if file is None:
                 raise InputError(
-                    f"{where}: {number}.jpg is not in {self.expected.part('mapping').paths[0]}",
+                    f"{where}: {number}.jpg is not in {self.expected.part('mapping').name}",
                     "take the file from the authors again; images are named by their number",
                 )
             known = f"{number}.jpg" if by_hq else file

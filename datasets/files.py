@@ -115,7 +115,7 @@ class Inside:
             raise InputError(f"{where}: path is empty", "name the file, or remove the line")
         if "\0" in path or "\\" in path:
             raise InputError(f"{where}: {path!r} is not a portable path", "separate folders by forward slashes")
-        if path.startswith("/") or PureWindowsPath(path).drive or path.startswith("~"):
+        if path[0] in "/~" or (":" in path and PureWindowsPath(path).drive):
             raise InputError(f"{where}: {path!r} is an absolute path", f"paths are relative to {self.root}")
         if ".." in path.split("/"):
             raise InputError(f"{where}: {path!r} climbs out with '..'", f"paths are relative to {self.root} and stay within it")
@@ -123,18 +123,18 @@ class Inside:
 
     def is_file(self, relative: str, where: str) -> bool:
         """False when there is no such file.  Raises InputError when it lies elsewhere or is something else."""
-        parent = posixpath.dirname(relative)
+        parent = relative.rpartition("/")[0]
         if parent not in self._parents:
             self._parents[parent] = self._within(parent)
-        full = self.root / relative
+        full = f"{self.root}{os.sep}{relative}"  # pathlib is slow, and some sets have 200,000 images
         try:
-            info = full.lstat()
+            info = os.lstat(full)
             if not self._parents[parent] or (stat.S_ISLNK(info.st_mode) and not self._within(relative)):
                 raise InputError(
                     f"{where}: {relative!r} leads out of the folder by a symbolic link", f"copy the file into {self.root}"
                 )
             if stat.S_ISLNK(info.st_mode):
-                info = full.stat()
+                info = os.stat(full)  # noqa: PTH116
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError as error:

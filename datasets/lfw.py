@@ -200,9 +200,7 @@ peopleDevTrain.txt, peopleDevTest.txt   only for view1 = true""",
         for split in ("train", "test"):
             path = self.expected.find(root, split)
             if path is None:
-                raise InputError(
-                    f"data set 'lfw': {root} lacks {self.expected.part(split).paths[0]}", f"got at {self.homepage}"
-                )
+                raise InputError(f"data set 'lfw': {root} lacks {self.expected.part(split).name}", f"got at {self.homepage}")
             for person, line in read_people(path).items():
                 if found.setdefault(person, split) != split:
                     raise InputError(
@@ -227,7 +225,7 @@ peopleDevTrain.txt, peopleDevTest.txt   only for view1 = true""",
         path = part.find(self.folder())
         if path is None:
             raise MissingError(
-                f"{self.folder()} lacks {part.paths[0]}: {part.what}",
+                f"{self.folder()} lacks {part.name}: {part.what}",
                 f"{part.remedy}; put it into that folder, or name it: pairs = FILE of the metric lfw-pairs",
             )
         return read_pairs(path)

@@ -265,6 +265,10 @@ class LfwPairs(Metric):
 
     def bind(self, dataset: Dataset) -> None:
         """Reads the list of pairs.  Raises MissingError where there is none, InputError for one that is not usable."""
+        if not dataset.identities:
+            raise InputError(
+                f"metric 'lfw-pairs': the data set {dataset.name!r} names no persons", "take the metric out of the suite"
+            )
         if self.pairs == DRAWN:
             if self.folds < 2 or self.per_fold < 1:
                 raise InputError(
