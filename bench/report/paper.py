@@ -163,7 +163,11 @@ def _section(collection: Collection, experiment: Experiment, part: Part) -> Sect
     if view is not None:
         dataset = view.entry("dataset")
         images, persons = int(dataset.get("n_images", 0)), int(dataset.get("n_persons", 0))
-        whose = f"of {counted(persons, 'person')} (by the folder's own word)" if view.names_persons else "of nobody knows whom"
+        whose = (
+            f"of {counted(persons, 'person')} (by the folder's own word)"
+            if view.names_persons
+            else "of a set that names no persons"
+        )
         about.append(
             f"{counted(images, 'image')} {whose}, read as {dataset.get('name')}, manifest {str(dataset.get('manifest_sha256'))[:12]}"
         )
@@ -275,6 +279,8 @@ def _line(experiment: Experiment, part: Part, view: View | None, why: str, publi
             "n_images", "n_persons", "n_failed", "n_fta", "trusted",
         )
     }  # fmt: skip
+    if not view.names_persons:
+        copied["n_persons"] = 0
     return replace(
         blank,
         **copied,
@@ -324,7 +330,7 @@ def _cells(line: Line, notes: Notes) -> tuple[list[str], list[tuple[str, ...]]]:
         line.ours,
         _signed(number(line.chance, line.unit), line.unit) if line.chance is not None else "",
         f"{line.n_images}" if known else "",
-        f"{line.n_persons}" if known else "",
+        f"{line.n_persons}" if known and line.n_persons else "",
     ]
     return cells, marks
 
