@@ -444,7 +444,7 @@ def test_a_run_on_an_official_layout(tmp_path: Path, orl_folder: Path, capsys: p
     assert (second["name"], second["n_images"], second["identities"]) == ("affectnet", 6, False)
     table = (out / "paper.md").read_text("utf-8")
     assert "6 images of 2 persons (by the folder's own word), read as ck" in table
-    assert "6 images of nobody knows whom, read as affectnet" in table
+    assert "6 images of a set that names no persons, read as affectnet" in table
     # a share beyond a threshold needs pairs of one person, which nobody knows here
     lines = json.loads((out / "paper.json").read_text("utf-8"))["lines"]
     beyond = {
@@ -452,6 +452,7 @@ def test_a_run_on_an_official_layout(tmp_path: Path, orl_folder: Path, capsys: p
     }
     assert beyond["first"]["value"] is not None and beyond["second"]["value"] is None
     assert "the data set names no persons" in str(beyond["second"])
+    assert beyond["first"]["n_persons"] == 2 and {x["n_persons"] for x in lines if x["experiment"] == "second"} == {0}
     mean = [
         line
         for line in lines
