@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from deidbench.errors import DeidbenchError, InputError, MissingError, SuiteError
 from deidbench.suite import MethodTable, PartTable, ThroughputTable, bundled, holds_several, suite_of
-from deidbench.toml_errors import complaint, line_of
+from deidbench.toml_errors import complaint, line_of, loads
 
 if TYPE_CHECKING:
     from deidbench.runner import Options
@@ -240,7 +240,7 @@ def load_collection(source: str | Path) -> Collection:
         except (OSError, UnicodeDecodeError) as error:
             raise SuiteError(f"cannot read the collection {source}: {error}", "it is a UTF-8 TOML file") from error
     try:
-        raw = tomllib.loads(text)
+        raw = loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SuiteError(f"{origin}: not valid TOML: {error}", "see https://toml.io for the format") from error
     file = _validate(raw, text, origin)

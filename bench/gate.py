@@ -33,7 +33,7 @@ from deidbench.scored import Contestant, Entry, Question, Scored, check, contest
 from deidbench.stats import intervals
 from deidbench.stats.evidence import RATES, REPEATS, Evidence
 from deidbench.stats.noninferiority import Decision, Outcome, equivalence, noninferiority, one_sided_bounds
-from deidbench.toml_errors import complaint
+from deidbench.toml_errors import complaint, loads
 from deidbench.words import amount, unit_word
 
 
@@ -218,7 +218,7 @@ def load_margins(path: Path | None = None) -> Margins:
                 f"cannot read the margins {path}: {error}", "--margins FILE takes a TOML file; see bench/margins/default.toml"
             ) from error
     try:
-        return Margins.model_validate(tomllib.loads(text))
+        return Margins.model_validate(loads(text))
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{origin}: not valid TOML: {error}", "see https://toml.io for the format") from error
     except ValidationError as error:

@@ -28,7 +28,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from deidbench.errors import SuiteError
-from deidbench.toml_errors import complaint, line_of
+from deidbench.toml_errors import complaint, line_of, loads
 
 #: Frozen protocols; each is the bundled suite of that name.
 PROTOCOLS = ("deidbench-v1", "deidbench-v2", "deidbench-v3")
@@ -221,7 +221,7 @@ def bundled(*, collections: bool = False) -> dict[str, str]:
 
 def holds_several(text: str) -> bool:
     """Whether the TOML ``text`` is a collection of suites and no suite itself."""
-    return re.search(r"^\s*\[\s*collection\s*\]", text, re.MULTILINE) is not None
+    return re.search(r"^[ \t]*\[[ \t]*collection[ \t]*\]", text, re.MULTILINE) is not None
 
 
 def load_suite(source: str | Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> Suite:
@@ -291,7 +291,7 @@ def _read(source: str, seen: tuple[str, ...]) -> tuple[dict[str, Any], str, str,
             f"{origin}: suites extend one another in a circle: {' -> '.join((*seen, origin))}", "take one 'extends' out"
         )
     try:
-        raw = tomllib.loads(text)
+        raw = loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SuiteError(f"{origin}: not valid TOML: {error}", "see https://toml.io for the format") from error
     if "collection" in raw:
@@ -335,7 +335,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
     if not equals or not all(keys):
         raise SuiteError(f"override {override!r} is not of the form table.key=value", "e.g. --set protocol.seed=7")
     try:
-        parsed = tomllib.loads(f"v = {value}")["v"]
+        parsed = loads(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:
         parsed = value
     table: Any = raw

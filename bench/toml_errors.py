@@ -4,10 +4,38 @@ from __future__ import annotations
 
 import difflib
 import re
+import tomllib
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+
+#: Characters and storeys of tables within tables that no file of ours comes near; parsers and validators fall over more.
+LONGEST, DEEPEST = 10_000_000, 40
+
+
+def loads(text: str) -> dict[str, Any]:
+    """As ``tomllib.loads``, whose errors for files that are nested too deeply, or hold a number of thousands of digits, are no
+    TOMLDecodeError.  Raises that and nothing else, whatever the text is.
+    """
+    if len(text) > LONGEST:
+        raise tomllib.TOMLDecodeError(f"{len(text):,} characters are too many")
+    try:
+        found = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except RecursionError:
+        raise tomllib.TOMLDecodeError("nested too deeply") from None
+    except ValueError as error:  # a whole number of more than 4300 digits
+        raise tomllib.TOMLDecodeError(str(error)) from None
+    storey: list[Any] = [found]
+    for _ in range(DEEPEST):
+        storey = [
+            v for node in storey for v in (node.values() if isinstance(node, dict) else node) if isinstance(v, dict | list)
+        ]
+        if not storey:
+            return found
+    raise tomllib.TOMLDecodeError(f"nested too deeply: more than {DEEPEST} tables or lists within one another")
 
 
 def complaint(error: ValidationError, model: type[BaseModel], text: str, origin: str, inherited: int = 0) -> tuple[str, str]:
@@ -63,10 +91,11 @@ def line_of(text: str, loc: Sequence[str | int]) -> int:
         return at
 
     for number, line in enumerate(text.splitlines(), start=1):
-        header = re.match(r"\s*\[(\[)?\s*([^\]]+?)\s*\]", line)
+        # not \s* on both sides of the name: lines of blanks alone would take a pattern hours
+        header = re.match(r"\s*\[(\[)?([^\[\]]+)\]", line)
         assignment = re.match(r"\s*([A-Za-z0-9_.\"'-]+)\s*=", line)
         if header:
-            path = into([p.strip(" \"'") for p in header.group(2).split(".")], bool(header.group(1)))
+            path = into([p.strip(" \t\"'") for p in header.group(2).split(".")], bool(header.group(1)))
             here = path
         elif assignment:
             here = (*path, *(p.strip("\"'") for p in assignment.group(1).split(".")))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deidbench.errors import InputError
+from deidbench.toml_errors import loads
 
 if TYPE_CHECKING:
     from deidbench.anonymizers.ganonymization.train import Result
@@ -59,7 +60,7 @@ def read_recipe(source: str, texts: Mapping[str, str], about: Mapping[str, type]
             known = ", ".join(sorted(texts))
             raise InputError(f"recipe {source!r} cannot be read: {error}", f"a TOML file, or one of {known}") from error
     try:
-        values = tomllib.loads(text)
+        values = loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"recipe {source}: {error}", "correct the TOML at that line") from error
     settings = values.pop("settings", {})

@@ -239,14 +239,14 @@ def load(name: str) -> tuple[Recipe, Path]:
 
 @lru_cache(maxsize=64)
 def _load(path: str, _changed: int, _size: int) -> Recipe:
-    from deidbench.toml_errors import complaint
+    from deidbench.toml_errors import complaint, loads
 
     try:
         text = Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the recipe {path}: {error}", "a recipe is a UTF-8 TOML file") from error
     try:
-        raw = tomllib.loads(text)
+        raw = loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not valid TOML: {error}", "see https://toml.io for the format") from error
     try:
