@@ -5,6 +5,7 @@ Every stage reads the store and writes the store, so running the same command ag
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -12,18 +13,18 @@ import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from deidbench import __version__, evidence, kinds
-from deidbench.cache import Store, default_folder, key
-from deidbench.errors import DeidbenchError, InputError, MissingError
+from deidbench.cache import Store, Turn, default_folder, key
+from deidbench.errors import DeidbenchError, EnvironmentFault, InputError, MissingError
 from deidbench.executors import cores, make_executor
 from deidbench.faces import FaceFinder, subject_face, unpack_faces, unpack_shape
+from deidbench.lock import Holder, run_lock
 from deidbench.pipeline import (
     CLEAR,
     Fingerprints,
@@ -32,6 +33,7 @@ from deidbench.pipeline import (
     Output,
     Plan,
     Task,
+    dismiss,
     fallback_box,
     initialise,
     item_seed,
@@ -43,7 +45,7 @@ from deidbench.pipeline import (
     unpack_embedding,
 )
 from deidbench.progress import progress
-from deidbench.records import SCHEMA_VERSION, Curve, Row, frame
+from deidbench.records import ROWS_VERSION, SCHEMA_VERSION, Clock, Curve, Row, frame
 from deidbench.suite import Suite
 from deidbench.types import Face, Image, Item, Sample, Status
 
@@ -63,6 +65,8 @@ COPY_LEVELS = 8.0
 REFUSED_SHARE = 0.5
 #: Share of the evaluated images, or persons, from which on a classifier that learnt from them is not to be trusted about them.
 OVERLAP_SHARE = 0.01
+#: How often a run makes anew what it finds damaged in the store, before it gives up.
+HEALINGS = 3
 
 
 @dataclass(frozen=True)
@@ -86,17 +90,29 @@ class Result:
     """A finished run: its folder, and what a caller should know.
 
     computed: artefacts computed in this call, per stage (all zero when everything was in the store).
+    damaged: artefacts that were found damaged in the store and computed anew.
+    changed: files of the data that were changed, or removed, while the run went on: sample -> "changed" or "gone".
+    died: an earlier run into the same folder that was killed, if any.
     """
 
     folder: Path
     failed: int
     unreadable: int
     computed: Mapping[str, int]
+    damaged: int = 0
+    changed: Mapping[str, str] = field(default_factory=dict)
+    died: Holder | None = None
 
 
-def run_suite(suite: Suite, out: Path, options: Options = Options()) -> Result:
-    """Runs ``suite`` and leaves the run in ``out`` (see :mod:`deidbench.records`)."""
-    return _Run(suite, Path(out), options).run()
+def run_suite(
+    suite: Suite, out: Path, options: Options = Options(), then: Callable[[Path], object] | None = None
+) -> Result:
+    """Runs ``suite`` and leaves the run in ``out`` (see :mod:`deidbench.records`).
+
+    then: called with the finished folder while no other run may write it (a report, for one).
+    Raises InputError where another run is writing ``out``, or where the data changed under this one.
+    """
+    return _Run(suite, Path(out), options).run(then)
 
 
 def protocol_of(suite: Suite) -> Protocol:
@@ -115,11 +131,16 @@ class _Run:
             raise InputError(f"--batch must be at least 1, got {options.batch}", "--batch 16")
         self.suite, self.out, self.options = suite, out, options
         self.protocol = protocol_of(suite)
-        self.started = datetime.now(UTC)
+        self.clock = Clock()
         self.wall: dict[str, float] = {}
         self.cpu: dict[str, float] = defaultdict(float)
         self.computed: Counter[str] = Counter()
         self.unreadable: dict[str, str] = {}
+        self.changed: dict[str, str] = {}
+        #: Damaged artefacts that workers met.
+        self._damaged = 0
+        #: The files of the data as they were when the run began: path -> (a sample in it, size, time and number of the file).
+        self._files: dict[Path, tuple[Sample, tuple[int, int, int] | None]] = {}
         #: With ``retry_failed``: failed outputs count as absent until the method stage has been through them.
         self._tried = False
         self._build()
@@ -170,16 +191,46 @@ class _Run:
         self.seen = self.plan.seen or 0
 
     # -- the stages --------------------------------------------------------------------------------------------
-    def run(self) -> Result:
-        from deidbench.images import atomic_write, make_folder
+    def run(self, then: Callable[[Path], object] | None = None) -> Result:
+        from deidbench.images import atomic_write
 
-        self.store = Store(self.plan.store)
-        make_folder(self.out)
-        atomic_write(self.out / "suite.json", self.suite.file.model_dump_json(indent=1))
+        with run_lock(self.out) as died, Store(self.plan.store, remember=True) as self.store:
+            replaces = _turn(self.out)
+            self.turn = self.store.begin_run(self.out, self.suite.name)
+            try:
+                atomic_write(self.out / "suite.json", self.suite.file.model_dump_json(indent=1))
+                with self._stage("data"):
+                    self._read_data()
+                failed = self._healing()
+            except BaseException as error:
+                with contextlib.suppress(EnvironmentFault):  # what stopped the run is to be told, not this
+                    self._remember(None)
+                if isinstance(error, InputError):
+                    raise self._explained(error) from error
+                raise
+            self._remember(replaces)
+            if then is not None:
+                then(self.out)
+        return Result(
+            self.out, failed, len(self.unreadable), dict(self.computed), self._all_damaged, self.changed, died
+        )
+
+    def _healing(self) -> int:
+        """The stages; once more where artefacts turn out to be damaged or gone that were there a moment ago."""
+        for left in reversed(range(HEALINGS)):
+            try:
+                return self._stages()
+            except _Gone as gone:
+                if not left:
+                    raise DeidbenchError(
+                        f"{gone}", "run the same command again; if it stays, the disk is failing, or the store is being pruned "
+                        "by somebody else: deidbench cache verify"
+                    ) from gone
+        raise AssertionError("unreachable")
+
+    def _stages(self) -> int:
         executor = make_executor(self.workers, initialise, (self.plan,))
         try:
-            with self._stage("data"):
-                self._read_data()
             with self._stage("clear images"):
                 self._clear(executor)
             if any(m.needs_gallery for m in self.plan.methods):
@@ -193,12 +244,58 @@ class _Run:
                 findings = self._scores(executor)
         finally:
             executor.close()
+            dismiss()
         with self._stage("throughput"):
             timing = self._throughput()
         with self._stage("record"):
-            failed = self._write(findings, timing)
-        self.store.close()
-        return Result(self.out, failed, len(self.unreadable), dict(self.computed))
+            return self._write(findings, timing)
+
+    def _remember(self, replaces: Turn | None) -> None:
+        """Tells the store what this run uses."""
+        labels: dict[str, str] = {}
+        for names in (self.fingerprints.methods, self.fingerprints.background):
+            labels |= {f: spec.label for f, spec in zip(names, self.suite.methods, strict=True)}
+        self.store.finish_run(self.turn, labels, replaces)
+
+    @property
+    def _all_damaged(self) -> int:
+        return self._damaged + self.store.damaged
+
+    def _whole(self, keys: Iterable[str]) -> dict[str, bytes]:
+        """Artefacts that the store said it has.  Raises _Gone where one is damaged, or was pruned since."""
+        wanted = list(dict.fromkeys(keys))
+        found = self.store.get_many(wanted)
+        if len(found) < len(wanted):
+            raise _Gone(f"{len(wanted) - len(found)} artefacts of {len(wanted)} have gone from the store, or are damaged")
+        return found
+
+    # -- data that change under the run --------------------------------------------------------------------------
+    def _changes(self) -> dict[str, str]:
+        """Samples whose files are not what they were when the run began: "changed" or "gone"."""
+        from deidbench.images import sha256_file
+
+        out = {}
+        for path, (sample, before) in self._files.items():
+            now = _stat(path)
+            if now is None:
+                out[sample.id] = "gone"
+            elif now != before:  # a new date alone is no change
+                with contextlib.suppress(InputError):
+                    if sha256_file(path) == sample.sha256.lower():
+                        continue
+                out[sample.id] = "changed"
+        return out
+
+    def _explained(self, error: InputError) -> InputError:
+        """``error``, or that the data changed under the run where that is behind it."""
+        changed = self._changes()
+        if not changed:
+            return error
+        return InputError(
+            f"the data changed while the run was going on: {_some(changed)}; {error.message}",
+            "leave the files alone while a run goes on, then run the same command again: it takes them as they are then, and what was "
+            "computed of the others is reused",
+        )
 
     def _stage(self, name: str) -> _Stage:
         return _Stage(self.wall, name)
@@ -226,6 +323,9 @@ class _Run:
                 f"data set {self.dataset.name!r} has no sample with role {' or '.join(roles)} (it has: {dict(self.roles)})",
                 'set roles = ["..."] under [dataset]',
             )
+        for s in (*everything, *self.background):
+            if s.path not in self._files:
+                self._files[s.path] = (s, _stat(s.path))
         self._write_manifest(everything)
 
     def _read_attackers_data(self, everything: Sequence[Sample]) -> None:
@@ -286,6 +386,7 @@ class _Run:
             self.cpu[stage] += seconds
         self.computed.update(outcome.computed)
         self.unreadable.update(outcome.unreadable)
+        self._damaged += outcome.damaged
 
     def _clear(self, executor: Any) -> None:
         everything = [*self.samples, *self.background]
@@ -298,6 +399,9 @@ class _Run:
             todo = [s for s in samples if not state[s.id].complete]
             tasks += [Task(CLEAR, batch, evaluated=evaluated) for batch in self._batches(todo)]
         self._execute(executor, "clear images", tasks)
+        if self.unreadable:
+            for name in self._changes().keys() & self.unreadable.keys():
+                self.unreadable[name] = f"changed while the run was going on: {self.unreadable[name]}"
         # An image that cannot be read can be neither gallery nor probe: it is left out, counted and named.
         self.samples = [s for s in self.samples if s.id not in self.unreadable]
         self.background = [s for s in self.background if s.id not in self.unreadable]
@@ -322,7 +426,7 @@ class _Run:
 
         def read(sample: Sample) -> Item:
             keys, frame = self.clear_keys[sample.id], load_sample(sample)
-            stored = self.store.get_many([keys.frame_faces, keys.clear_faces])
+            stored = self._whole([keys.frame_faces, keys.clear_faces])
             image = (
                 frame if self.plan.level == "frame" else self.plan.cut(frame, unpack_faces(stored[keys.frame_faces]), sample)
             )
@@ -366,9 +470,8 @@ class _Run:
             self._mark_copies(m)
         for m, state in enumerate(self.states):
             if incomplete := [i for i, st in state.items() if not st.complete]:
-                raise DeidbenchError(
-                    f"{self.suite.methods[m].label}: {len(incomplete)} images did not make it into the store, the first is {incomplete[0]}",
-                    "run the same command again; if it stays, the store is being pruned by somebody else",
+                raise _Gone(
+                    f"{self.suite.methods[m].label}: {len(incomplete)} images did not make it into the store, the first is {incomplete[0]}"
                 )
 
     # -- reading the store -------------------------------------------------------------------------------------
@@ -433,7 +536,7 @@ class _Run:
         from deidbench.images import decode_png
 
         states, keys = self.states[method], self.method_keys[method]
-        thumbs = self.store.get_many(self.clear_keys[s.id].thumb for s in self.samples)
+        thumbs = self._whole(self.clear_keys[s.id].thumb for s in self.samples)
         clear = np.array([np.frombuffer(thumbs[self.clear_keys[s.id].thumb], np.uint8) for s in self.samples], np.float32)
         looked_at = [
             (s, st.output)
@@ -449,7 +552,8 @@ class _Run:
                 others = [o for i in np.flatnonzero(near) if (o := self.samples[i]).id != s.id and o.sha256 != s.sha256]
                 if not others:
                     continue
-                picture = decode_png(self.store.get(keys[s.id].picture) or b"")
+                [data] = self._whole([keys[s.id].picture]).values()
+                picture = decode_png(data)
                 for other in others:
                     if passthrough(self._clear_picture(other), picture, self.clear_state[other.id].face):
                         states[s.id].copy_of = other.id
@@ -468,7 +572,7 @@ class _Run:
         n = len(samples)
         states = [state[s.id] for s in samples]
         stock = len(self.recognizer_names)
-        data = self.store.get_many(
+        data = self._whole(
             k for st in states for k in (*st.embeddings[:stock], *st.embeddings[self.seen :], *st.measures)
         )
         embeddings: dict[str, np.ndarray[Any, np.dtype[np.float32]]] = {}
@@ -493,7 +597,7 @@ class _Run:
             crops = np.zeros((n, CROP.size, CROP.size, 3), np.uint8)
             rows = {st.embeddings[stock]: i for i, st in enumerate(states) if st.embeddings}
             where = [(i, st.embeddings[stock]) for i, st in enumerate(states) if st.embeddings]
-            found = self.store.get_many(rows)
+            found = self._whole(rows)
             for i, k in where:
                 crops[i] = unpack_embedding(found[k], np.uint8).reshape(crops.shape[1:])
         names = [m for metric in self.plan.metrics for m in metric.measures]
@@ -547,7 +651,7 @@ class _Run:
                     key(
                         "findings",
                         version=__version__,
-                        schema=SCHEMA_VERSION,
+                        schema=ROWS_VERSION,
                         packed=evidence.VERSION,
                         metric=self.fingerprints.metrics[i],
                         protocol=asdict(self.protocol),
@@ -558,7 +662,7 @@ class _Run:
                         else [background.reason]
                         if asked
                         else [],
-                    )
+                    ).by(self.fingerprints.methods[m])
                 )
                 tasks.append((metric, clear, table, self.protocol, background if asked else Background()))
         stored = self.store.get_many(keys)
@@ -584,7 +688,7 @@ class _Run:
         lessons = classifier.lessons()
         images = sum(s.sha256 in lessons.images or s.sha256[:16] in lessons.images for s in self.samples)
         # a folder is known by its own name; whoever renames it is still found out by the images' hashes
-        called = [self.dataset.name, *self.dataset.aliases, Path(str(getattr(self.dataset, "root", ""))).name]
+        called = [self.dataset.name, Path(str(getattr(self.dataset, "root", ""))).name]
         data = [c.lower().replace("-", "_") for c in called]
         learnt = {p for name, persons in lessons.persons.items() if any(d.startswith(name) for d in data) for p in persons}
         persons = len({s.subject_id for s in self.samples} & learnt)
@@ -652,7 +756,7 @@ class _Run:
                         recognizers=self.fingerprints.recognizers[: self.seen],
                         seed=[self.protocol.seed, number],
                         tables=[*clear, *tables],
-                    )
+                    ).by(self.fingerprints.methods[m])
                     jobs[m].append((a, number, k))
             self.attempt_keys[m] = [k for _, _, k in jobs[m]]
         present = self.store.present(k for keys in self.attempt_keys for k in keys)
@@ -684,7 +788,7 @@ class _Run:
         backgrounds = []
         before = self._table("clear", self.clear_state, self.background)
         for m, spec in enumerate(self.suite.methods):
-            stored = self.store.get_many(self.attempt_keys[m])
+            stored = self._whole(self.attempt_keys[m])
             attempts: dict[tuple[str, str], list[Attempt]] = defaultdict(list)
             for a, _, k in jobs[m]:
                 attempts[a.label, a.recognizer].append(attacks.unpack(stored[k]))
@@ -717,7 +821,7 @@ class _Run:
                 images=[s.sha256 for s in samples],
                 repeats=table.repeats,
                 label=spec.label,
-                schema=SCHEMA_VERSION,
+                schema=ROWS_VERSION,
                 packed=evidence.VERSION,
                 dataset=self.dataset.name,
             )
@@ -738,7 +842,7 @@ class _Run:
 
         limit_threads(cores())
         table = self.suite.file.throughput
-        faces = self.store.get_many(Keys(self.plan, self.fingerprints, CLEAR, s).faces for s in samples)
+        faces = self._whole(Keys(self.plan, self.fingerprints, CLEAR, s).faces for s in samples)
         images = {s.id: load_sample(s) for s in samples}
         entries = []
         for m in methods:
@@ -765,7 +869,10 @@ class _Run:
         rows = [r for f in findings for r in f.rows] + list(timing)
         curves = [c for f in findings for c in f.curves]
         failed = sum(int((t.status == Status.FAILED.value).sum()) for t in self.tables)
+        self.changed = self._changes()
         self._write_samples()
+        # an older result goes first: a folder with a record holds the tables that belong to it
+        (self.out / "run.json").unlink(missing_ok=True)
         tables = {"rows": frame(rows, Row), "curves": frame(curves, Curve), "images": self._images()}
         for name, table in tables.items():
             atomic_write(self.out / f"{name}.parquet", _parquet(table))
@@ -818,11 +925,12 @@ class _Run:
             "environment": environment(),
             "run": {
                 "workers": self.workers, "batch": self.options.batch, "threads": self.plan.threads,
-                "faces": self.options.faces, "computed": dict(self.computed), "damaged_artefacts": self.store.damaged,
+                "faces": self.options.faces, "computed": dict(self.computed), "damaged_artefacts": self._all_damaged,
+                "store": self.turn._asdict(), "clock": self.clock.record(), "changed_files": self.changed,
             },
             "timings": {**{k: round(v, 3) for k, v in self.wall.items()}, "per_stage_worker_seconds": {k: round(v, 3) for k, v in self.cpu.items()}},
-            "started": self.started.isoformat(timespec="seconds"),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "started": self.clock.started.isoformat(timespec="seconds"),
+            "finished": self.clock.now().isoformat(timespec="seconds"),
         }  # fmt: skip
         atomic_write(self.out / "run.json", json.dumps(record, indent=1, default=str))  # last: its presence means complete
         return failed
@@ -858,7 +966,7 @@ class _Run:
                         "copy_of": table.copies,
                         "withheld": table.withheld, "fta": table.fta, **table.measures, **self._similarity(table),
                         "output_sha256": [self._output_sha256(o, keys[s.id].picture) for s, o in zip(self.samples, outputs, strict=True)],
-                        "seed": [keys[s.id].seed for s in self.samples], "artefact": [keys[s.id].source for s in self.samples],
+                        "seed": [keys[s.id].seed for s in self.samples], "artefact": [str(keys[s.id].source) for s in self.samples],
                     }
                 )
             )  # fmt: skip
@@ -903,12 +1011,18 @@ class _Run:
         people = list(first.values())
         columns = [people[i] for i in np.unique(np.linspace(0, len(people) - 1, min(count, len(people))).round().astype(int))]
 
-        def released(keys: Mapping[str, Keys]) -> Callable[[int], bytes | None]:
-            return lambda i: self.store.get(keys[self.samples[i].id].picture)
+        def released(keys: Mapping[str, Keys], states: Mapping[str, _State]) -> Callable[[int], bytes | None]:
+            def picture(i: int) -> bytes | None:
+                k, output = keys[self.samples[i].id].picture, states[self.samples[i].id].output
+                return self._whole([k])[k] if output is not None and output.released else None
+
+            return picture
 
         methods = [
-            pictures.Kept(spec.label, spec.slug, spec.control, table, released(keys))
-            for spec, table, keys in zip(self.suite.methods, self.tables, self.method_keys, strict=True)
+            pictures.Kept(spec.label, spec.slug, spec.control, table, released(keys, states))
+            for spec, table, keys, states in zip(
+                self.suite.methods, self.tables, self.method_keys, self.states, strict=True
+            )
         ]
         shown = self.options.faces or self.dataset.shows_faces
         original = (lambda i: self._clear_picture(self.samples[i])) if shown else None
@@ -938,7 +1052,35 @@ class _Stage:
         self.start = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        self.wall[self.name] = time.perf_counter() - self.start
+        self.wall[self.name] = self.wall.get(self.name, 0.0) + time.perf_counter() - self.start
+
+
+class _Gone(Exception):
+    """Artefacts were in the store a moment ago, and are not, or not whole: they are to be made anew."""
+
+
+def _stat(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file does: size, time, number; None where there is none."""
+    try:
+        info = path.stat()
+    except OSError:
+        return None
+    return info.st_size, info.st_mtime_ns, info.st_ino
+
+
+def _some(changed: Mapping[str, str], most: int = 5) -> str:
+    """Samples and what became of them, in words."""
+    named = ", ".join(f"{name} ({what})" for name, what in list(changed.items())[:most])
+    return named + (f" and {len(changed) - most} more" if len(changed) > most else "")
+
+
+def _turn(folder: Path) -> Turn | None:
+    """Which run of which store is in ``folder``, where its record says so."""
+    try:
+        said = json.loads((folder / "run.json").read_text("utf-8"))["run"]["store"]
+        return Turn(str(said["store"]), int(said["turn"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _flagged(findings: Findings, overlaps: Mapping[str, tuple[str, bool]]) -> Findings:

@@ -25,8 +25,6 @@ class Dataset(ABC):
     licence: ClassVar[str] = ""
     #: True when samples carry a person; False for sets without identities (every image is then a person of its own).
     identities: bool = True
-    #: Other names under which models say that they learnt from this set's persons.
-    aliases: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def samples(self) -> Iterator[Sample]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -46,8 +48,6 @@ class CelebA(OfficialDataset):
     homepage = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
     terms = "for non-commercial research and education, under the authors' agreement; no part of it may be handed on"
     split_roles: ClassVar[Mapping[str, str]] = {"test": "evaluate", "train": "attacker_train"}
-    #: Attribute classifiers that learnt from CelebA-HQ know these persons by the same numbers.
-    aliases = ("celeba_hq",)
     expected = Layout(
         tree="""CelebA/
   Anno/identity_CelebA.txt        file and person, one line per image
@@ -222,7 +222,7 @@ def rows(path: Path, header: int) -> Iterator[tuple[int, list[str]]]:
         if not any(cells):
             continue
         if header == 2 and not comma and told is None:
-            if len(cells) != 1 or not cells[0].isdecimal():
+            if len(cells) != 1 or not re.fullmatch(r"[0-9]{1,9}", cells[0]):
                 raise InputError(
                     f"{path}, line {n}: the first line is {text.strip()[:40]!r}, not the number of images",
                     "take the file from the authors again",
@@ -305,9 +305,9 @@ def read_boxes(path: Path) -> dict[str, Box]:
         try:
             x, y, w, h = map(float, cells[1:])
         except ValueError:
-            raise InputError(
-                f"{path}, line {n}: a file and four numbers are expected", "take the file from the authors again"
-            ) from None
+            x = y = w = h = math.nan
+        if not all(abs(v) < 1e6 for v in (x, y, w, h)):  # NaN and infinity are none
+            raise InputError(f"{path}, line {n}: a file and four numbers are expected", "take the file from the authors again")
         if w > 0 and h > 0:
             found[cells[0]] = Box(x, y, x + w, y + h)
     return found

@@ -41,8 +41,6 @@ class CelebAHQ(OfficialDataset):
     homepage = "https://github.com/switchablenorms/CelebAMask-HQ"
     terms = "for non-commercial research and education, under CelebA's agreement; no part of it may be handed on"
     split_roles: ClassVar[Mapping[str, str]] = {"test": "evaluate", "train": "attacker_train"}
-    #: The names of folders in which models learnt from these persons.
-    aliases = ("celeba_hq",)
     expected = Layout(
         tree="""CelebAMask-HQ/
   CelebA-HQ-img/0.jpg ... 29999.jpg       (or celeba_hq_256/, celeba_hq/; files of six digits are CelebA's own numbers)
