@@ -124,7 +124,10 @@ class FinishedFolder(Anonymizer):
 
     def _pictures(self) -> dict[str, str]:
         """Key -> path within the folder.  Raises InputError for two pictures of one name."""
+        from deidbench.datasets.files import Inside
+
         root = self._root()
+        inside = Inside(root)
         found: dict[str, str] = {}
         for folder, _, names in os.walk(root):  # links to folders are not followed
             for name in names:
@@ -132,6 +135,8 @@ class FinishedFolder(Anonymizer):
                 if path.suffix.lower() not in ENDINGS:
                     continue
                 relative = path.relative_to(root).as_posix()
+                if not inside.is_file(relative, f"{self.name}: {root}"):  # raises for a link that leads out of the folder
+                    continue
                 other = found.get(self._key(relative))
                 if other is not None and PurePosixPath(other).with_suffix("") != PurePosixPath(relative).with_suffix(""):
                     raise InputError(

@@ -509,8 +509,10 @@ def _write_fault(path: Path, error: OSError) -> EnvironmentFault:
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's bytes, hex.  Raises InputError naming the file when it cannot be read."""
+    """SHA-256 of a file's bytes, hex.  Raises InputError naming the file when it cannot be read, or is a pipe or a device."""
     try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise InputError(f"{path} is not an ordinary file", "name a file")
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

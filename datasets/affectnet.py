@@ -74,7 +74,7 @@ def read_label(data: bytes, where: str) -> int:
         value = array.reshape(-1)[0]
         text = value.decode("ascii") if isinstance(value, bytes) else str(value)
         number = float(text)
-    except (ValueError, EOFError, OSError, UnicodeDecodeError) as error:
+    except (ValueError, EOFError, OSError, UnicodeDecodeError, MemoryError, RecursionError, OverflowError) as error:
         said = "an array of objects, which is never unpickled" if "pickle" in str(error).lower() else f"no label ({error})"
         raise InputError(f"{where} holds {said}", remedy) from None
     if number not in CODES and number not in NO_EMOTION:

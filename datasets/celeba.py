@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from deidbench.datasets.files import EMOTION_NAMES, Entry, natural_key
+from deidbench.datasets.files import EMOTION_NAMES, Entry, natural_key, ordinary
 from deidbench.datasets.official import MISSING, NOTE, OK, WRONG, Finding, OfficialDataset
 from deidbench.errors import InputError
 
@@ -83,6 +83,7 @@ def csv_lines(table: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[
     """
     number = 1
     try:
+        ordinary(table)
         with table.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = [cell.strip() for cell in next(reader, [])]

@@ -85,7 +85,12 @@ class Flags(Mapping[str, int]):
 
 def natural_key(text: str) -> list[tuple[int, int, str]]:
     """Sorting key by which "s2" comes before "s10"."""
-    return [(0, int(p), p) if p.isdecimal() else (1, 0, p) for p in re.split(r"(\d+)", text) if p]
+
+    def number(digits: str) -> int:
+        # int() takes 4300 digits at most, and the time of their square: what has so many is a hash and no number
+        return int(digits) if len(digits) <= 1000 else 10**1000
+
+    return [(0, number(p), p) if p.isdecimal() else (1, 0, p) for p in re.split(r"(\d+)", text) if p]
 
 
 def age_band(age: float) -> str:
@@ -180,9 +185,18 @@ def images_below(root: Path) -> tuple[list[str], Mapping[str, int]]:
 # ----------------------------------------------------------------------------------------------------------------- lists
 
 
+def ordinary(path: Path) -> None:
+    """Raises InputError unless ``path`` is a file: a pipe, which may lie in anybody's folder, is waited for without end, and a
+    device gives bytes without end.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is not an ordinary file", "check which file it is")
+
+
 def read_text(path: Path, save: str = "save it as plain text, UTF-8") -> str:
     """The text of a list file (UTF-8, with or without a byte order mark).  Raises InputError naming file and line."""
     try:
+        ordinary(path)
         if path.stat().st_size > MAX_TEXT:
             raise InputError(f"{path} has more than {MAX_TEXT >> 20} MiB: no list", "check which file it is")
         data = path.read_bytes()

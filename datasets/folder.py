@@ -344,6 +344,9 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 def _walk(root: Path, pattern: re.Pattern[str] | None) -> Index:
     found, skipped = images_below(root)
+    inside = Inside(root)
+    for path in found:  # a link may lead out of the folder, and a pipe called x.png would be waited for without end
+        inside.is_file(path, str(root))
     if not found:
         raise InputError(
             f"{root} holds neither a manifest nor images ({sum(skipped.values())} other files)",

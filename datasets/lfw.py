@@ -274,16 +274,21 @@ def _literal(name: str) -> str:
     return glob.escape(name)
 
 
+def _is_count(text: str) -> bool:
+    """Whether ``text`` is a whole number that a list of ours could have: int() takes other scripts, and not thousands of digits."""
+    return re.fullmatch(r"[0-9]{1,9}", text) is not None
+
+
 def read_people(path: Path) -> dict[str, int]:
     """Person -> line of a list of people: a count, then name and number of images.  Raises InputError naming the line."""
     lines = text_lines(path)
     again = "take the file from the authors again"
-    if not lines or not lines[0][1].isdecimal():
+    if not lines or not _is_count(lines[0][1]):
         raise InputError(f"{path}, line 1: the number of persons is expected", again)
     told, found = int(lines[0][1]), {}
     for n, text in lines[1:]:
         name, _, number = text.rpartition("\t") if "\t" in text else text.rpartition(" ")
-        if not name or not number.strip().isdecimal():
+        if not name or not _is_count(number.strip()):
             raise InputError(f"{path}, line {n}: {text[:60]!r} is not a name and a number", again)
         if name.strip() in found:
             raise InputError(f"{path}, line {n}: {name.strip()} is listed twice", again)
@@ -305,7 +310,7 @@ def read_pairs(path: Path) -> list[ImagePair]:
     again = "take the file from the authors again"
     lines = text_lines(path)
     head = lines[0][1].split() if lines else []
-    if len(head) not in (1, 2) or not all(h.isdecimal() for h in head) or not int(head[-1]):
+    if len(head) not in (1, 2) or not all(map(_is_count, head)) or not int(head[-1]):
         raise InputError(
             f"{path}, line 1: {lines[0][1][:60] if lines else ''!r} is not the number of folds and of pairs per fold",
             f"{again}; the official first line is {FOLDS}, a tab and {PAIRS}",
@@ -321,7 +326,7 @@ def read_pairs(path: Path) -> list[ImagePair]:
         cells = text.split("\t") if "\t" in text else text.split()
         cells = [c.strip() for c in cells]
         same = i // each % 2 == 0
-        if len(cells) != (3 if same else 4) or not all(c.isdecimal() for c in ((cells[1], cells[2]) if same else cells[1::2])):
+        if len(cells) != (3 if same else 4) or not all(map(_is_count, (cells[1], cells[2]) if same else cells[1::2])):
             want = "a name and two numbers" if same else "a name and a number, twice"
             raise InputError(f"{path}, line {n}: {text[:80]!r} is not {want}", again)
         a, b = (cells[0], cells[0]) if same else (cells[0], cells[2])
