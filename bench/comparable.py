@@ -29,6 +29,8 @@ _LISTS = ("methods", "recognizers", "classifiers", "metrics")
 _ROWS = ("method", "metric", "value", "unit", "higher_is_better", "attacker", "recognizer", "convention", "trusted")
 _IMAGES = ("method", "id", "subject_id")
 _NUMBERS = ("value", "lo", "hi", "n_images", "n_persons")
+#: Draws of a bootstrap, one byte each.
+MOST_DRAWS = 4_000_000_000
 _PROTOCOL: dict[str, Callable[[Any], bool]] = {
     "confidence": lambda v: 0 < v < 1,
     "replicates": lambda v: isinstance(v, int) and 0 < v <= 1_000_000,
@@ -61,6 +63,9 @@ def sound(run: Run) -> None:
     odd += [c for c in ("trusted", "higher_is_better") if not run.rows[c].dropna().isin([True, False]).all()]
     if odd:
         raise InputError(f"{run.folder / 'rows.parquet'} is damaged: {', '.join(odd)}", REMEDY)
+    persons, replicates = run.images["subject_id"].nunique(), record.get("protocol", {}).get("replicates", 1)
+    if persons * replicates > MOST_DRAWS:
+        raise InputError(f"{file} is damaged: {replicates:,} replicates of {persons:,} persons fit into no memory", REMEDY)
 
 
 def _mappings(value: Any) -> bool:

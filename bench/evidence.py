@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from deidbench import record_shape
 from deidbench.errors import InputError, MissingError
 from deidbench.records import Curve, Row
 from deidbench.stats.evidence import DISTRIBUTION, FORMS, REPEATS, Evidence
@@ -77,6 +78,7 @@ def read(folder: Path, rows: int) -> dict[int, Evidence]:
     if not path.is_file():
         raise MissingError(f"{path} is missing: figures of this run cannot be compared", REMEDY)
     try:
+        record_shape.bounded(path)
         table = _columns(path)
         out: dict[int, Evidence] = {}
         for i, form in enumerate(table["form"]):
