@@ -77,7 +77,7 @@ class Verdicts(NamedTuple):
     @property
     def accuracy(self) -> float:
         """Over all pairs; on official folds the mean over the folds."""
-        return float(weights(self.same) @ self.correct)
+        return share(self.correct, self.same)
 
     @property
     def mean(self) -> float | None:
@@ -95,6 +95,11 @@ def weights(same: Flags) -> Scores:
     """What each pair weighs in the accuracy: both kinds weigh one half, so that the weights sum to 1.  Both must be there."""
     genuine = int(same.sum())
     return np.where(same, 0.5 / genuine, 0.5 / (len(same) - genuine))
+
+
+def share(correct: Flags, same: Flags) -> float:
+    """The mean of both kinds' shares of right answers: ``weights(same) @ correct`` without its rounding."""
+    return float((correct[same].mean() + correct[~same].mean()) / 2)
 
 
 def best_threshold(scores: Scores, same: Flags) -> float:
@@ -138,7 +143,7 @@ def judge(scores: Scores, same: Flags, fold: Places) -> Verdicts:
             correct[test] = ((scores[test] >= threshold) == same[test]) & known[test]
         thresholds.append(threshold)
         if same[test].any() and not same[test].all():
-            accuracies.append(float(weights(same[test]) @ correct[test]))
+            accuracies.append(share(correct[test], same[test]))
     return Verdicts(correct, same, np.array(thresholds), np.array(accuracies))
 
 
