@@ -62,6 +62,20 @@ SHAPE: Mapping[str, Any] = {
     "timings": {},
 }  # fmt: skip
 
+_CASE: Mapping[str, Any] = {
+    "original": _TEXT,
+    "output": _TEXT,
+    "similarity": _NUMBER,
+    "status": _TEXT,
+    "fta": _FLAG,
+    "why": _TEXT,
+}
+#: The same of samples/index.json.
+SAMPLES: Mapping[str, Any] = {
+    "columns": [_TEXT], "faces": _FLAG, "rows": [{"label": _TEXT, "files": [_TEXT], "statuses": [_TEXT]}],
+    "cases": {"why": _TEXT, "rows": [{"label": _TEXT, "worst": _CASE, "best": _CASE}]},
+}  # fmt: skip
+
 
 def read_record(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``.  Raises ValueError, in words, for anything else: NaN, numbers that nobody counts to, too many
@@ -97,10 +111,10 @@ def read_record(path: Path) -> dict[str, Any]:
     raise ValueError("nested too deeply")
 
 
-def faults(record: Mapping[str, Any]) -> list[str]:
+def faults(record: Mapping[str, Any], shape: Mapping[str, Any] = SHAPE) -> list[str]:
     """The entries of a record that are of another kind than everybody expects, in words; empty where all is well."""
     out: list[str] = []
-    _compare(record, SHAPE, "", out)
+    _compare(record, shape, "", out)
     return out
 
 

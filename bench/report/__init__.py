@@ -50,6 +50,9 @@ def write_report(
 
     folder = Path(folder)
     view = View(read_run(folder))
+    for name in ("tables", "figures"):  # of a stranger's folder: nothing is written, or taken away, where a link leads
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{folder / name} leads out of the run's folder by a symbolic link", "remove the link")
     written: list[Path] = []
 
     def say(text: str) -> None:

@@ -26,7 +26,10 @@ def figures(view: View, folder: Path, say: Callable[[str], None] | None = None, 
     digest = _digest(view, hidden)
     try:
         note = json.loads((folder / NOTE).read_text("utf-8"))
-        if note["digest"] == digest and all(_sha256(folder / name) == sha for name, sha in note["files"].items()):
+        shown = {name for f in note["figures"] for name in (*f["narrow"], *f["wide"])}
+        # a note may come from anybody: only files of this folder, and no links, go into the page
+        own = shown <= set(note["files"]) and not any("/" in name or (folder / name).is_symlink() for name in shown)
+        if own and note["digest"] == digest and all(_sha256(folder / name) == sha for name, sha in note["files"].items()):
             return [
                 Saved(
                     f["name"],
@@ -39,7 +42,7 @@ def figures(view: View, folder: Path, say: Callable[[str], None] | None = None, 
                 )
                 for f in note["figures"]
             ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass  # no note, or not one of ours: they are drawn
     drawn = draw_all(view, folder, say=say, hidden=hidden)
     files = [path for saved in drawn for path in (*saved.narrow, *saved.wide)]

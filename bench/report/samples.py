@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deidbench import record_shape
 from deidbench.errors import InputError
 from deidbench.report.figures import COLOURS, COLUMN, GREY, INK, Drawing, canvas
 from deidbench.report.view import View, counted, plain, shorten
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 #: The figures that show faces, with their titles.
 FIGURES = {"samples": "What the images look like", "cases": "Worst and best case of each method"}
 DPI = 200
+#: A sample of more pixels is not shown.
+MOST_PIXELS = 40_000_000
 
 _STATUS_WORDS = {
     "no_face": "no face found",
@@ -76,10 +78,12 @@ def _index(folder: Path) -> Mapping[str, Any] | str:
     if not path.is_file():
         return _NONE
     try:
-        index = json.loads(path.read_text("utf-8"))
+        index = record_shape.read_record(path)
         if not isinstance(index["columns"], list) or not all(isinstance(r["files"], list) for r in index["rows"]):
             raise TypeError("columns and files must be lists")
-    except (ValueError, KeyError, TypeError) as error:
+        if odd := record_shape.faults(index, record_shape.SAMPLES):
+            raise ValueError("; ".join(odd[:3]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is damaged: {error!r}", "run the same deidbench run command again; finished work is reused"
         ) from error
@@ -89,16 +93,17 @@ def _index(folder: Path) -> Mapping[str, Any] | str:
 def _open(folder: Path, file: object) -> Picture | None:
     """A picture of the run; None where it cannot be read or lies outside the run's folder."""
     from PIL import Image as Pictures
-    from PIL import UnidentifiedImageError
 
-    base = (folder / "samples").resolve()
-    path = (base / str(file)).resolve()
+    from deidbench.images import read_image
+
     try:
-        if not path.is_relative_to(base):
+        base = (folder / "samples").resolve()
+        path = (base / str(file)).resolve()
+        if not base.is_relative_to(folder.resolve()) or not path.is_relative_to(base):
             return None
-        with Pictures.open(path) as picture:
-            return picture.convert("RGB")
-    except (OSError, UnidentifiedImageError):
+        # our own reader: Pillow's would take any format, start programs for some, and decode bombs
+        return Pictures.fromarray(read_image(path, max_pixels=MOST_PIXELS))
+    except (InputError, OSError, ValueError, RuntimeError):  # a NUL in the name, a ring of links
         return None
 
 
