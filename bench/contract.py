@@ -17,7 +17,6 @@ A check looks at an instance and real faces, and says what it found; the checks 
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 import time
 import traceback
@@ -288,9 +287,8 @@ class Trial:
         self.pace: float | None = None
         #: Told what is being handed to the plug-in, so that it is known when the process dies.
         self.note: Callable[[str], None] = lambda words: None
-        #: Settings of this process before load(), and its environment after it.
+        #: Settings of this process before load().
         self.settings: dict[str, Any] = {}
-        self.environment: dict[str, str] = {}
         #: Seconds that loading and the first call took.
         self.load_seconds = self.first_seconds = 0.0
         self.results: dict[str, Result] = {}
@@ -337,7 +335,6 @@ class Trial:
             start = time.perf_counter()
             self._ready = self.loaded(self.made())
             self.load_seconds = time.perf_counter() - start
-            self.environment = dict(os.environ)
         return self._ready
 
     @property

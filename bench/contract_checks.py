@@ -339,7 +339,7 @@ def gives_answers(trial: Trial) -> Finding:
     items = trial.items()
     results = trial.call(items)
     for result in results:
-        _sound(result)
+        sound(result)
     if trial.call([]):
         return failed("an empty list of items gave answers")
     if not released(results):
@@ -356,7 +356,7 @@ def gives_answers(trial: Trial) -> Finding:
     return passed(f"{len(results)} pictures, {len(results)} answers")
 
 
-def _sound(result: Anonymized) -> None:
+def sound(result: Anonymized) -> None:
     """Raises Broken for a status that is none, a picture that must not be there, one that is missing, or a lacking reason."""
     if not isinstance(result.status, Status):
         raise Broken(f"the status of {result.id!r} is {result.status!r}", "from deidbench.types import Status; Status.OK")
@@ -373,7 +373,7 @@ def _sound(result: Anonymized) -> None:
             raise Broken(f"{result.id!r} is {result.status} without a reason", "Anonymized.failed(item.id, reason)")
 
 
-def _shaped(result: Anonymized) -> None:
+def shaped(result: Anonymized) -> None:
     """Raises Broken for a picture that is not RGB uint8 (H, W, 3)."""
     for picture in (result.image, *result.crops):
         image: Any = picture
@@ -404,7 +404,7 @@ def gives_images(trial: Trial) -> Finding:
     """Pictures are RGB uint8 (H, W, 3)."""
     results, items = trial.first, trial.items()
     for result in results:
-        _shaped(result)
+        shaped(result)
     pairs = [(i, r) for i, r in zip(items, results, strict=True) if r.image is not None]
     sizes = sum(r.image.shape != i.image.shape for i, r in pairs if r.image is not None)
     words = f"{len(pairs)} pictures" + (f", {sizes} of another size than the input, which is allowed" if sizes else "")
@@ -577,8 +577,8 @@ def every_face(trial: Trial) -> Finding:
     group = scene("ten faces", [material[k % len(material)] for k in range(10)], 1000, 1500, 400, columns=5)
     original = group.image.copy()
     [result] = trial.call([group])
-    _sound(result)
-    _shaped(result)
+    sound(result)
+    shaped(result)
     if result.image is None:
         if trial.bound:
             return passed(_BOUND)
@@ -607,7 +607,7 @@ def no_face(trial: Trial) -> Finding:
     """Where no face was found nothing is released."""
     [item] = trial.items(1)
     [result] = trial.call([replace(item, faces=())])
-    _sound(result)
+    sound(result)
     if not trial.given.needs_faces:
         return passed(f"it asks for no faces; this picture was {result.status}")
     if result.status is Status.OK:
@@ -631,8 +631,8 @@ def faces_unknown(trial: Trial) -> Finding:
 
     [item] = trial.items(1)
     [result] = trial.call([replace(item, faces=None)])
-    _sound(result)
-    _shaped(result)
+    sound(result)
+    shaped(result)
     if result.image is None:
         return passed(f"{result.status}: {result.reason}")
     if not trial.control and passthrough(item.image, result.image, largest(item)):
@@ -665,8 +665,8 @@ def one_bad_item(trial: Trial) -> Finding:
         except Broken as broken:
             return failed(f"{what}: {broken.words}")
         for result in results:
-            _sound(result)
-            _shaped(result)
+            sound(result)
+            shaped(result)
         lost = [r.id for r, was in zip((results[0], results[2]), trial.first, strict=False) if r.status != was.status]
         if lost:
             return failed(f"{what} in the batch changed what became of {lost[0]!r}: {results[0].status}, {results[2].status}")
@@ -681,8 +681,8 @@ def _survives(trial: Trial, items: Sequence[Item], demanding: Sequence[str]) -> 
             [result] = trial.call([item])
         except Broken as broken:
             return failed(f"{item.id}: {broken.words}", broken.mend)
-        _sound(result)
-        _shaped(result)
+        sound(result)
+        shaped(result)
         said += result.status is not Status.OK
         if result.status is not Status.OK and item.id in demanding and not trial.bound:
             lost.append(f"{item.id}: {result.status} ({result.reason})")

@@ -413,13 +413,14 @@ def _holder(call: Any) -> str:
 def surroundings(trial: Trial) -> Finding:
     """The process is left as it was."""
     assert trial.ready is not None, "loading notes how things are before"
-    threads = threading.active_count()
+    # What is imported at the first call sets variables of its own; what changes with every call is meant here.
+    threads, environment = threading.active_count(), dict(os.environ)
     for _ in range(3):
         trial.call(trial.items())
     more = threading.active_count() - threads
     after = settings()
     changed = [f"{k} was {v!r} and is {after[k]!r}" for k, v in trial.settings.items() if after.get(k, v) != v]
-    if names := sorted({k for k in {*trial.environment, *os.environ} if trial.environment.get(k) != os.environ.get(k)}):
+    if names := sorted({k for k in {*environment, *os.environ} if environment.get(k) != os.environ.get(k)}):
         changed.append(f"environment variables were changed: {', '.join(names)}")
     if more >= 3:
         changed.append(f"{more} more threads after three calls")

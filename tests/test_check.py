@@ -376,7 +376,7 @@ class Messy(Good):
     """x"""
     def one(self, item):
         np.seterr(divide="ignore")
-        os.environ["MESSY"] = str(len(os.environ))
+        os.environ["MESSY"] = str(time.time())
         threading.Thread(target=time.sleep, args=(20,), daemon=True).start()
         return super().one(item)
 
