@@ -58,15 +58,12 @@ class Fitted:
     """What :meth:`KSame.fit` made of a set.
 
     centres: the face that stands for each cluster, uint8 (c, size, size, 3).  shown: the centre that each cluster shows.
-    members: hash of an image's pixels -> (box of a face, its cluster).  persons: with a usable face.  smallest: persons in
-    the smallest cluster.  sha256: of all this.
+    members: hash of an image's pixels -> (box of a face, its cluster).  sha256: of all this.
     """
 
     centres: Image
     shown: tuple[int, ...]
     members: Mapping[str, tuple[tuple[Box, int], ...]]
-    persons: int
-    smallest: int
     sha256: str
 
 
@@ -88,6 +85,8 @@ class KSame(Anonymizer):
     needs_gallery = True
     #: Fewest persons that :meth:`fit` takes, in units of k.
     least = 1
+    #: What the bound holds for on the average, where a person has several images.
+    _averaged = "persons"
 
     k: int
     images: str
@@ -135,7 +134,7 @@ class KSame(Anonymizer):
         if self.images == "each":
             said += ", that is, only where the set holds one image a person"
         else:
-            said += "; with several images a person, on the average over persons"
+            said += f"; with several images a person, on the average over {self._averaged}"
         return said + ("; for the square that is replaced, not for what surrounds it" if self.output == "frame" else "")
 
     # -- the set -----------------------------------------------------------------------------------------------
@@ -269,9 +268,9 @@ class KSame(Anonymizer):
         out = item.image.copy()
         out.flags.writeable = True
         grey = bool((out == out[:, :, :1]).all())  # a grey frame stays grey though the set may hold coloured faces
-        for cut, face in new:
-            shown = np.repeat(luma(face)[:, :, None], 3, axis=2) if grey else face
-            paste(out, shown, cut, edge_share(cut, ellipse=False, feather=0.0))
+        for cut, shown in new:
+            square = np.repeat(luma(shown)[:, :, None], 3, axis=2) if grey else shown
+            paste(out, square, cut, edge_share(cut, ellipse=False, feather=0.0))
         return release(item.id, out, results)
 
     def _check(self, face: Face, image: Image) -> None:
@@ -306,7 +305,9 @@ class KSame(Anonymizer):
         if self.output == "frame":
             return cut.box
         spec = self.crop
-        m = similarity(np.array([AVERAGE_FACE[p] for p in spec.points], np.float64), np.array(spec.template) * spec.size)
+        m = similarity(
+            np.array([AVERAGE_FACE[p] for p in spec.points], np.float64), np.array(spec.template, np.float64) * spec.size
+        )
         (x0, y0), (x1, y1) = m[:, 2], m[:, :2] @ (1, 1) + m[:, 2]
         return Box(round(float(x0), 2), round(float(y0), 2), round(float(x1), 2), round(float(y1), 2))
 
@@ -518,9 +519,7 @@ def _fitted(entries: Sequence[_Entry], clusters: sets.Clusters, centres: Image) 
     for image in sorted(members):
         frozen[image] = tuple(sorted(members[image]))
         h.update(repr((image, [([float(v) for v in box], cluster) for box, cluster in frozen[image]])).encode())
-    persons = len({e.person for e in entries})
-    smallest = min(len({entries[i].person for i in faces}) for faces in clusters.members)
-    return Fitted(centres, tuple(clusters.shown), frozen, persons, smallest, h.hexdigest())
+    return Fitted(centres, tuple(clusters.shown), frozen, h.hexdigest())
 
 
 def _pixels_sha256(image: Image) -> str:
