@@ -109,11 +109,15 @@ class Task:
 
 @dataclass(eq=False)
 class Outcome:
-    """What a task did: seconds per stage, how many artefacts were computed, which images could not be read."""
+    """What a task did: seconds per stage, how many artefacts were computed, which images could not be read.
+
+    damaged: how many artefacts of the store were found damaged, and count as absent.
+    """
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     computed: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     unreadable: dict[str, str] = field(default_factory=dict)
+    damaged: int = 0
 
 
 def item_seed(seed: int, stage: str, sample_id: str) -> int:
@@ -349,6 +353,14 @@ def initialise(plan: Plan) -> None:
     _worker = Worker(plan)
 
 
+def dismiss() -> None:
+    """Gives back what :func:`initialise` opened in this process."""
+    global _worker
+    if _worker is not None:
+        _worker.store.close()
+        _worker = None
+
+
 def process(task: Task) -> Outcome:
     """Runs in a worker after :func:`initialise`."""
     assert _worker is not None, "initialise(plan) comes first"
@@ -370,6 +382,7 @@ class _Batch:
         self._clear_faces: dict[str, list[Face]] = {}
 
     def run(self) -> Outcome:
+        before = self.worker.store.damaged
         samples = self.readable(self.task.samples)
         if self.task.method == CLEAR:
             faces = self.clear_faces(samples)
@@ -385,6 +398,7 @@ class _Batch:
         with _timed(self.outcome, "store"):
             if self.new:
                 self.worker.store.put_many(self.new)
+        self.outcome.damaged = self.worker.store.damaged - before
         return self.outcome
 
     # -- images ------------------------------------------------------------------------------------------------
@@ -433,9 +447,12 @@ class _Batch:
             return self.clear(sample)
         if sample.id not in self._pictures:
             data = self.worker.store.get(self.keys[sample.id].picture)
-            if data is None:
-                raise DeidbenchError(f"the picture of {sample.id} has gone from the store", "run the same command again")
-            self._pictures[sample.id] = decode_png(data)
+            if data is not None:
+                self._pictures[sample.id] = decode_png(data)
+            else:  # damaged, or pruned since: made anew
+                self.anonymise([sample])
+        if sample.id not in self._pictures:
+            raise DeidbenchError(f"the picture of {sample.id} has gone from the store", "run the same command again")
         return self._pictures[sample.id]
 
     # -- stages ------------------------------------------------------------------------------------------------

@@ -9,18 +9,22 @@ A run folder holds
 ``evidence.parquet``  what the figures are made of, per person: two runs are compared by it (:mod:`deidbench.evidence`)
 ``images.parquet``    one line per (method, image): status, FTA, per-image measures, artefact keys
 ``samples/``          the pictures of the sample grid
+``run.lock``          while a run writes the folder (:mod:`deidbench.lock`)
+``schema-N/``         the originals, after ``deidbench history --upgrade`` (:mod:`deidbench.migrations`)
 ``tables/`` ``figures/`` ``report.html``   made from the above by ``deidbench report``
 ====================  ==========================================================================================
 """
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deidbench import record_shape
 from deidbench.errors import InputError, MissingError
 
 if TYPE_CHECKING:
@@ -28,8 +32,11 @@ if TYPE_CHECKING:
 
     from deidbench.stats.evidence import Evidence
 
-#: Raised by one when a column changes its meaning or goes; added columns do not raise it.
-SCHEMA_VERSION = 1
+#: Of the run folder.  Raised by one when an entry or column changes its meaning or goes, or when all runs may be relied on to have one
+#: that was added before; each raise comes with a step in :mod:`deidbench.migrations`, which reads older folders.
+SCHEMA_VERSION = 2
+#: Of the columns of :class:`Row` and :class:`Curve`; part of the store's keys of findings.
+ROWS_VERSION = 1
 
 #: How failures to acquire enter a figure (PROTOCOL: the headline includes the attacker's fallback crop).
 CONVENTIONS = ("headline", "without_fta", "fta_as_miss")
@@ -89,7 +96,7 @@ class Row:
     timing: bool = False
     note: str = ""
     label: str = ""
-    schema: int = SCHEMA_VERSION
+    schema: int = ROWS_VERSION
     evidence: Evidence | None = field(default=None, compare=False, repr=False)
 
     def plain(self) -> dict[str, Any]:
@@ -117,11 +124,40 @@ class Curve:
     y: float
     lo: float | None = None
     hi: float | None = None
-    schema: int = SCHEMA_VERSION
+    schema: int = ROWS_VERSION
 
     def plain(self) -> dict[str, Any]:
         """All columns of the table by name."""
         return asdict(self)
+
+
+class Clock:
+    """When something started, and how long it has taken; a clock that is set meanwhile does no harm and is told."""
+
+    #: Seconds by which the clock may drift from the time that passed before it counts as set.
+    TOLERANCE_S = 5.0
+
+    def __init__(self) -> None:
+        self.started = self.now()
+        self._start = _passed()
+
+    @staticmethod
+    def now() -> datetime:
+        """What the machine takes for the time (UTC)."""
+        return datetime.fromtimestamp(time.time(), UTC)
+
+    def record(self) -> dict[str, float]:
+        """elapsed_s: seconds that passed since, whatever the clock says.  set_s: by how many the clock was set meanwhile
+        (negative: back), 0 where it was not."""
+        elapsed = _passed() - self._start
+        off = (self.now() - self.started).total_seconds() - elapsed
+        return {"elapsed_s": round(elapsed, 3), "set_s": round(off, 1) if abs(off) > self.TOLERANCE_S else 0.0}
+
+
+def _passed() -> float:
+    """Seconds of a clock that nobody sets; it goes on while the machine sleeps, where the system has such a one."""
+    kind = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if kind is None else time.clock_gettime(kind)
 
 
 def columns_of(kind: type[Row] | type[Curve]) -> list[Any]:
@@ -147,38 +183,81 @@ class Run:
     images: pd.DataFrame
 
 
-def read_run(folder: Path) -> Run:
-    """Reads a run folder.  Raises MissingError where it is none, InputError where it is damaged or newer than us."""
-    import pandas as pd
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record of a run as its version wrote it.
 
-    folder = Path(folder)
-    path = folder / "run.json"
+    Raises MissingError where there is none, InputError where it is damaged or newer than this deidbench.
+    """
+    path = Path(folder) / "run.json"
     if not path.is_file():
+        from deidbench.migrations import refuse_half
+
+        refuse_half(Path(folder))
         raise MissingError(
             f"{folder} is not a finished run (it has no run.json)", "deidbench run SUITE.toml --out FOLDER makes one"
         )
     try:
-        record = json.loads(path.read_text("utf-8"))
+        record = record_shape.read_record(path)
         schema = record["schema"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"{path} is damaged: {error}", "run the same deidbench run command again; finished work is reused"
         ) from error
-    if not isinstance(schema, int) or schema > SCHEMA_VERSION:
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
         raise InputError(
-            f"{path} has schema {schema!r}, this deidbench reads up to {SCHEMA_VERSION}", "pip install --upgrade deidbench"
+            f"{path} is damaged: its schema is {schema!r}", "run the same deidbench run command again; finished work is reused"
+        )
+    if schema > SCHEMA_VERSION:
+        made = record.get("deidbench")
+        raise InputError(
+            f"{path} was written by a newer deidbench{f' ({made})' if made else ''}: its schema is {schema}, this one reads up to {SCHEMA_VERSION}",
+            "pip install --upgrade deidbench",
+        )
+    return record
+
+
+def _kinds(kind: type[Row] | type[Curve]) -> tuple[list[str], ...]:
+    """Columns that hold texts, numbers, whole numbers, and true or false."""
+    of = {f.name: str(f.type).removesuffix(" | None") for f in columns_of(kind)}
+    return tuple([n for n, t in of.items() if t == wanted] for wanted in ("str", "float", "int", "bool"))
+
+
+_KINDS = {
+    "rows": _kinds(Row),
+    "curves": _kinds(Curve),
+    "images": (["method", "id", "subject_id", "role", "status", "reason", "output_sha256"], [], [], ["withheld", "fta"]),
+}
+
+
+def read_run(folder: Path) -> Run:
+    """Reads a run folder; one of an older version as the present version would have written it (:mod:`deidbench.migrations`).
+
+    No file is changed.  Raises MissingError where it is none, InputError where it is damaged or newer than us.
+    """
+    import pandas as pd
+
+    from deidbench.migrations import migrate
+
+    folder = Path(folder)
+    record = read_record(folder)
+    if odd := record_shape.faults(record):
+        more = f" (and {len(odd) - 3} more)" if len(odd) > 3 else ""
+        raise InputError(
+            f"{folder / 'run.json'} is damaged: {'; '.join(odd[:3])}{more}",
+            "run the same deidbench run command again; finished work is reused",
         )
     tables = {}
-    for name in ("rows", "curves", "images"):
+    for name, kinds in _KINDS.items():
         file = folder / f"{name}.parquet"
+        if not file.is_file():  # a pipe would be waited for without end
+            raise MissingError(f"{file} is missing", "run the same deidbench run command again; finished work is reused")
         try:
+            record_shape.bounded(file)
             tables[name] = pd.read_parquet(file)
-        except FileNotFoundError as error:
-            raise MissingError(
-                f"{file} is missing", "run the same deidbench run command again; finished work is reused"
-            ) from error
+            if odd := record_shape.table_faults(tables[name], *kinds):
+                raise ValueError("; ".join(odd[:3]))
         except Exception as error:  # pyarrow raises many kinds; all mean the same to the user
             raise InputError(
                 f"{file} is damaged: {error}", "run the same deidbench run command again; finished work is reused"
             ) from error
-    return Run(folder, record, **tables)
+    return migrate(Run(folder, record, **tables))

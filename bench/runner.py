@@ -104,9 +104,7 @@ class Result:
     died: Holder | None = None
 
 
-def run_suite(
-    suite: Suite, out: Path, options: Options = Options(), then: Callable[[Path], object] | None = None
-) -> Result:
+def run_suite(suite: Suite, out: Path, options: Options = Options(), then: Callable[[Path], object] | None = None) -> Result:
     """Runs ``suite`` and leaves the run in ``out`` (see :mod:`deidbench.records`).
 
     then: called with the finished folder while no other run may write it (a report, for one).
@@ -211,9 +209,7 @@ class _Run:
             self._remember(replaces)
             if then is not None:
                 then(self.out)
-        return Result(
-            self.out, failed, len(self.unreadable), dict(self.computed), self._all_damaged, self.changed, died
-        )
+        return Result(self.out, failed, len(self.unreadable), dict(self.computed), self._all_damaged, self.changed, died)
 
     def _healing(self) -> int:
         """The stages; once more where artefacts turn out to be damaged or gone that were there a moment ago."""
@@ -223,8 +219,9 @@ class _Run:
             except _Gone as gone:
                 if not left:
                     raise DeidbenchError(
-                        f"{gone}", "run the same command again; if it stays, the disk is failing, or the store is being pruned "
-                        "by somebody else: deidbench cache verify"
+                        f"{gone}",
+                        "run the same command again; if it stays, the disk is failing, or the store is being pruned "
+                        "by somebody else: deidbench cache verify",
                     ) from gone
         raise AssertionError("unreachable")
 
@@ -572,9 +569,7 @@ class _Run:
         n = len(samples)
         states = [state[s.id] for s in samples]
         stock = len(self.recognizer_names)
-        data = self._whole(
-            k for st in states for k in (*st.embeddings[:stock], *st.embeddings[self.seen :], *st.measures)
-        )
+        data = self._whole(k for st in states for k in (*st.embeddings[:stock], *st.embeddings[self.seen :], *st.measures))
         embeddings: dict[str, np.ndarray[Any, np.dtype[np.float32]]] = {}
 
         def column(r: int, least: int) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -1020,9 +1015,7 @@ class _Run:
 
         methods = [
             pictures.Kept(spec.label, spec.slug, spec.control, table, released(keys, states))
-            for spec, table, keys, states in zip(
-                self.suite.methods, self.tables, self.method_keys, self.states, strict=True
-            )
+            for spec, table, keys, states in zip(self.suite.methods, self.tables, self.method_keys, self.states, strict=True)
         ]
         shown = self.options.faces or self.dataset.shows_faces
         original = (lambda i: self._clear_picture(self.samples[i])) if shown else None
