@@ -311,6 +311,11 @@ def safe_torch_load(path: str | Path) -> Any:
             return load_file(str(path), device="cpu")
         except (SafetensorError, ValueError, RuntimeError) as error:
             raise InputError(f"{path} is no readable safetensors file: {_first_line(error)}", remedy) from error
+    if (unpacked := _unpacked(path)) > 2 * path.stat().st_size + (64 << 20):
+        raise InputError(
+            f"{path} says that it holds {unpacked:,} bytes, packed into {path.stat().st_size:,}: torch packs nothing, and so much is not unpacked",
+            remedy,
+        )
     import torch
 
     try:
@@ -331,6 +336,17 @@ def safe_torch_load(path: str | Path) -> Any:
         raise InputError(
             f"{path} is broken or no PyTorch file: {type(error).__name__}: {_first_line(error)}", remedy
         ) from error
+
+
+def _unpacked(path: Path) -> int:
+    """Bytes of all members of a zip archive as it says itself; 0 for another file, and for an archive that is broken."""
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(member.file_size for member in archive.infolist())
+    except Exception:  # the loader says what is wrong with it
+        return 0
 
 
 def _first_line(error: BaseException) -> str:
