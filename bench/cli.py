@@ -134,12 +134,15 @@ def run(
         chosen.append(f"dataset.params.root={_toml_string(str(root.resolve()))}")
     loaded = load_suite(suite, [*chosen, *overrides], only=only)
     folder = out or Path("results") / loaded.name
-    result = run_suite(loaded, folder, Options(workers, batch, cache, quiet or as_json, retry_failed, faces))
     written: list[Path] = []
-    if not no_report:
+
+    def make_report(folder: Path) -> None:
         from deidbench.report import write_report
 
-        written = write_report(folder)
+        written.extend(write_report(folder))
+
+    options = Options(workers, batch, cache, quiet or as_json, retry_failed, faces)
+    result = run_suite(loaded, folder, options, None if no_report else make_report)
     if as_json:
         import json
 
@@ -150,11 +153,16 @@ def run(
                     "failed": result.failed,
                     "unreadable": result.unreadable,
                     "computed": dict(result.computed),
+                    "damaged": result.damaged,
+                    "changed": dict(result.changed),
                 }
             )
         )
     elif not quiet:
         _summary(folder, written)
+    if not as_json:
+        for line in result.remarks():
+            click.echo(line, err=True)
     if result.failed or result.unreadable:
         if not as_json:
             click.echo(

@@ -103,6 +103,23 @@ class Result:
     changed: Mapping[str, str] = field(default_factory=dict)
     died: Holder | None = None
 
+    def remarks(self) -> list[str]:
+        """What whoever started the run should be told, a line each."""
+        out = []
+        if self.died is not None:
+            out.append(f"note: an earlier run into {self.folder} had died ({self.died}); this one went on from what it left")
+        if self.damaged:
+            out.append(
+                f"note: {self.damaged} artefacts in the store were damaged and were computed anew; deidbench cache verify looks at "
+                "the others"
+            )
+        if self.changed:
+            out.append(
+                f"note: files of the data changed while the run went on: {_some(self.changed)}; the figures are of the files as "
+                f"{self.folder / 'manifest.csv'} lists them"
+            )
+        return out
+
 
 def run_suite(suite: Suite, out: Path, options: Options = Options(), then: Callable[[Path], object] | None = None) -> Result:
     """Runs ``suite`` and leaves the run in ``out`` (see :mod:`deidbench.records`).
