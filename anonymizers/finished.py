@@ -14,6 +14,7 @@ from deidbench.anonymizers.base import Anonymizer, Reader
 from deidbench.anonymizers.regions import check_choice, image_fault
 from deidbench.errors import DeidbenchError, InputError, MissingError
 from deidbench.kinds import anonymizers
+from deidbench.spreadsheet import exact
 from deidbench.types import Anonymized, Item, Sample, Status
 
 #: Endings of pictures; of two that differ in nothing else the first is taken.
@@ -158,7 +159,7 @@ class FinishedFolder(Anonymizer):
             return {}
         known = {s.value for s in Status} - {Status.OK.value}
         return {
-            self._key(r["path"]): (r["status"], r.get("reason") or "the status file says so", "")
+            self._key(exact(r["path"])): (r["status"], r.get("reason") or "the status file says so", "")
             for r in rows
             if r.get("path") and r.get("status") in known
         }

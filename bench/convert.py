@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from deidbench.errors import DeidbenchError, EnvironmentFault, ExitCode, ImageError, InputError
 from deidbench.images import IMAGE_SUFFIXES, WRITABLE, atomic_write, encode_image, make_folder, read_image
+from deidbench.spreadsheet import exact, guard_exactly
 from deidbench.types import Anonymized, Face, Image, Item, Sample, Status
 
 if TYPE_CHECKING:
@@ -520,7 +521,8 @@ def _read_status(folder: Path) -> dict[str, Line]:
         try:
             if name == STATUS_FILE and tuple(next(rows, ())) != COLUMNS:
                 raise InputError(f"{folder / name} is not a status file of deidbench", "choose another folder for the output")
-            lines |= {cells[0]: Line(*cells) for cells in rows if len(cells) == len(COLUMNS)}
+            found = (Line(*map(exact, cells)) for cells in rows if len(cells) == len(COLUMNS))
+            lines |= {line.path: line for line in found}
         except csv.Error as error:
             raise InputError(
                 f"{folder / name} is damaged: {error}", "remove it, or choose another folder for the output"
@@ -530,7 +532,7 @@ def _read_status(folder: Path) -> dict[str, Line]:
 
 def _csv(lines: Iterable[Line]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(line.cells() for line in lines)
+    csv.writer(text, lineterminator="\n").writerows([guard_exactly(cell) for cell in line.cells()] for line in lines)
     return text.getvalue()
 
 

@@ -74,6 +74,8 @@ def read(folder: Path, rows: int) -> dict[int, Evidence]:
     rows: how many lines that has.  Raises MissingError where the run has no evidence (one of an older version), InputError,
     naming the file, where it is damaged.
     """
+    import pyarrow as pa
+
     path = folder / FILE
     if not path.is_file():
         raise MissingError(f"{path} is missing: figures of this run cannot be compared", REMEDY)
@@ -104,7 +106,7 @@ def read(folder: Path, rows: int) -> dict[int, Evidence]:
                 out[r] = evidence
     except KeyError as error:
         raise InputError(f"{path} is damaged: it has no column {error}", REMEDY) from error
-    except (OSError, ValueError, TypeError, NotImplementedError) as error:  # as pyarrow's own errors are
+    except (OSError, ValueError, TypeError, IndexError, MemoryError, NotImplementedError, pa.ArrowException) as error:
         raise InputError(f"{path} is damaged: {error}", REMEDY) from error
     return out
 

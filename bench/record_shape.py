@@ -171,6 +171,7 @@ def bounded(path: Path) -> None:
 def table_faults(table: pd.DataFrame, texts: Sequence[str], numbers: Sequence[str], wholes: Sequence[str], flags: Sequence[str]) -> list[str]:  # fmt: skip
     """Columns that are there twice or hold other things than their kind, in words.  Empty cells are no fault."""
     import numpy as np
+    import pyarrow as pa
     from pandas.api.types import infer_dtype
 
     names = list(table.columns)
@@ -185,6 +186,12 @@ def table_faults(table: pd.DataFrame, texts: Sequence[str], numbers: Sequence[st
         for name in columns:
             if name not in table:
                 continue
+            if kind == _TEXT and table[name].dtype != object:
+                try:
+                    pa.array(table[name]).validate(full=True)
+                except (pa.ArrowException, ValueError):  # bytes that are no UTF-8 would come to light anywhere
+                    out.append(f"{name} holds other things than texts")
+                    continue
             column = table[name].dropna()
             if len(column) and infer_dtype(column, skipna=True) not in fits:
                 out.append(

@@ -46,6 +46,7 @@ from deidbench.pipeline import (
 )
 from deidbench.progress import progress
 from deidbench.records import ROWS_VERSION, SCHEMA_VERSION, Clock, Curve, Row, frame
+from deidbench.spreadsheet import guard
 from deidbench.suite import Suite
 from deidbench.types import Face, Image, Item, Sample, Status
 
@@ -382,7 +383,7 @@ class _Run:
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(["id", "subject_id", "role", "sha256"])
-        table.writerows((s.id, s.subject_id, s.role, s.sha256) for s in samples)
+        table.writerows((guard(s.id), guard(s.subject_id), guard(s.role), s.sha256) for s in samples)
         atomic_write(self.out / "manifest.csv", text.getvalue())
 
     def _batches(self, samples: Sequence[Sample]) -> list[tuple[Sample, ...]]:

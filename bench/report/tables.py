@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from deidbench import spreadsheet
 from deidbench.records import Row
 from deidbench.report.view import (
     CONVENTION_WORDS,
@@ -587,9 +588,8 @@ def _sweeping(table: Table) -> set[str]:
 
 # ----------------------------------------------------------------------------------------------------------------- CSV
 def guard(text: object) -> str:
-    """A text for CSV that no spreadsheet takes for a formula (OWASP: CSV injection): a leading apostrophe."""
-    s = str(text)
-    return f"'{s}" if s.lstrip(" \u00a0")[:1] in ("=", "+", "-", "@") or s[:1] in ("\t", "\r", "\n") else s
+    """A text for CSV that no spreadsheet takes for a formula: :func:`deidbench.spreadsheet.guard`."""
+    return spreadsheet.guard(str(text))
 
 
 def csv_wide(tables: Sequence[Table]) -> str:
