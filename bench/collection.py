@@ -401,11 +401,11 @@ def dataset_for(data: DataTable, folder: Path) -> dict[str, Any]:
     generic = {"name": "folder", "params": {"root": root}}
     if not data.dataset:
         return generic
-    own = {"name": data.dataset, "params": {**data.params, "root": root}}
-    reader = kinds.datasets.create(own["name"], **own["params"])
+    params = {**data.params, "root": root}
+    reader = kinds.datasets.create(data.dataset, **params)
     if isinstance(reader, OfficialDataset) and reader.identities and not reader.recognises(folder):
         return generic
-    return own
+    return {"name": data.dataset, "params": params}
 
 
 def suite_for(

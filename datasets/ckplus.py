@@ -17,7 +17,7 @@ Folders ``FACS`` and ``Landmarks`` are not read: no metric of deidbench uses act
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -260,7 +260,7 @@ or  DIR/CK+48/{anger,contempt,disgust,fear,happy,sadness,surprise}/S010_004_0000
         self._no_neutral(f"{root} is read by its manifest")
         return [e for e, parsed in zip(entries, names, strict=True) if parsed is not None and parsed[2] == last[parsed[1]]]
 
-    def _more(self, there: list[Entry]) -> Iterator[Finding]:
+    def _more(self, there: Sequence[Entry]) -> Iterator[Finding]:
         """Sequences of each emotion against those of the paper."""
         yield from super()._more(there)
         sequences: dict[str, str | None] = {}
