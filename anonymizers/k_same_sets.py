@@ -143,11 +143,12 @@ class Eigenspace:
         flat = crops.reshape(n, -1)
         mean = flat.mean(axis=0, dtype=np.float64)
         shares = np.array([self.weights[list(cluster)].mean(axis=0) for cluster in members])
-        out = np.tile(mean * 1.0, (len(members), 1)) - shares.sum(axis=1)[:, None] * mean
+        out = (1 - shares.sum(axis=1))[:, None] * mean
         for i in range(0, n, BLOCK):
             out += shares[:, i : i + BLOCK] @ flat[i : i + BLOCK].astype(np.float64)
         # 1e-6: where all components are kept this is the mean of whole numbers, whose halves must round as they do there
-        return np.clip(np.floor(out + 0.5 + 1e-6), 0, 255).astype(np.uint8).reshape(len(members), *crops.shape[1:])
+        rounded = np.clip(np.floor(out + 0.5 + 1e-6), 0, 255).astype(np.uint8)
+        return np.asarray(rounded.reshape(len(members), *crops.shape[1:]))
 
 
 def nearest_centre(crop: Image, centres: Image) -> int:

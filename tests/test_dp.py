@@ -237,14 +237,11 @@ def test_the_empirical_epsilon_is_not_above_the_claimed_one(epsilon: float, rele
 @pytest.mark.slow
 @pytest.mark.parametrize("released", [False, True])
 @pytest.mark.parametrize("epsilon", [0.1, 0.5, 1.0, 3.0])
-def test_the_empirical_epsilon_with_many_draws(
-    epsilon: float, released: bool, record_property: Callable[[str, str], None]
-) -> None:
+def test_the_empirical_epsilon_with_many_draws(epsilon: float, released: bool) -> None:
     """200,000 draws of each image: the bound comes close to the claim and stays below it."""
     made = _dp(epsilon=epsilon, m=16, block=16)
     found = _audit(made, _corner(16), 16, 16, 200_000, released=released)
-    record_property("lower bound", f"{found:.4f} of {epsilon}, {'released' if released else 'before clipping'}")
-    assert (0.75 if epsilon < 0.5 else 0.93) * epsilon * (not released) < found <= epsilon
+    assert (0.7 if epsilon < 0.5 else 0.93) * epsilon < found <= epsilon
     assert _audit(HalfTheNoise(**made.params()), _corner(16), 16, 16, 200_000, released=released) > epsilon
 
 
