@@ -33,6 +33,7 @@ from deidbench.types import Box
 CODES: Mapping[int, str] = {
     0: "neutral", 1: "happiness", 2: "sadness", 3: "surprise", 4: "fear", 5: "disgust", 6: "anger", 7: "contempt",
 }  # fmt: skip
+CLASSES = {str(code): word for code, word in CODES.items()}
 #: Codes of the older lists that are no emotion.
 NO_EMOTION: Mapping[int, str] = {8: "none of the emotions", 9: "uncertain", 10: "no face"}
 #: Splits, and what their folders are called.  Only copies have a folder "test"; the validation part is then one of its own.
@@ -139,6 +140,10 @@ or  DIR/Test/{Anger,Contempt,Disgust,Fear,Happy,Neutral,Sad,Surprise}/*.jpg   (T
         archives=(Archive("val_set.tar*"), Archive("train_set.tar*"), Archive("*.zip"), Archive("Manually_Annotated*.rar")),
     )  # fmt: skip
 
+    def _recognised(self, root: Path) -> bool:
+        found = self.expected.find(root, "labels")
+        return self.holds_classes(found, CLASSES) or (found is not None and found.name == "annotations")
+
     def _entries(self, root: Path) -> Iterator[Entry]:
         """Validation before training, each in natural order or that of its list."""
         self.start()
@@ -212,7 +217,7 @@ or  DIR/Test/{Anger,Contempt,Disgust,Fear,Happy,Neutral,Sad,Surprise}/*.jpg   (T
 
     def _folders(self, root: Path, folder: Path, split: str) -> Iterator[Entry]:
         """A folder for each class, named by a word or by the set's code."""
-        for name, emotion in class_folders(folder, {str(code): word for code, word in CODES.items()}).items():
+        for name, emotion in class_folders(folder, CLASSES).items():
             for picture in images_in(folder / name):
                 yield Entry(path=below(root, folder / name / picture), subject="", role=split, emotion=emotion)
 

@@ -128,6 +128,13 @@ class Counted(OfficialDataset):
     def size(self) -> tuple[int | None, int | None]:
         return self.expected.persons, self.all_images
 
+    def holds_classes(self, place: Path | None, classes: Mapping[str, str]) -> bool:
+        """Whether ``place`` is what the set's part of this name is: a list, or a folder of labels or classes.
+
+        Many a folder that is read by its manifest has sub-folders called train and test, too.
+        """
+        return place is not None and (place.is_file() or bool(class_folders(place, dict(classes))))
+
     def start(self) -> None:
         """Forgets what an earlier reading left out.  To be called first in ``_entries``."""
         self.left_out_: Counter[str] = Counter()

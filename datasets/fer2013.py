@@ -39,6 +39,7 @@ SIDE = 48
 CODES: Mapping[int, str] = {
     0: "anger", 1: "disgust", 2: "fear", 3: "happiness", 4: "sadness", 5: "surprise", 6: "neutral",
 }  # fmt: skip
+CLASSES = {str(code): word for code, word in CODES.items()}
 #: What the table calls its splits -> ours.  The challenge was decided on PrivateTest.
 USAGES: Mapping[str, str] = {"Training": "train", "PublicTest": "val", "PrivateTest": "test"}
 #: Folders of FER+'s pictures.
@@ -224,6 +225,10 @@ or  DIR/FER2013Train/fer0000000.png ...   and fer2013new.csv""",
         return ""
 
     # -- the layouts --------------------------------------------------------------------------------------------
+    def _recognised(self, root: Path) -> bool:
+        found = self.expected.find(root, "pictures")
+        return self.holds_classes(found, CLASSES) or (found is not None and found.name in FERPLUS_FOLDERS.values())
+
     def _entries(self, root: Path) -> Iterator[Entry]:
         """In the table's order, or by split, class and name."""
         self.start()
@@ -277,7 +282,7 @@ or  DIR/FER2013Train/fer0000000.png ...   and fer2013new.csv""",
                 f"data set 'fer2013': the names in {root} do not tell which votes of FER+ are theirs", "FER+ needs fer2013.csv"
             )
         for part in ("train", "test"):
-            for name, emotion in class_folders(root / part, {str(k): v for k, v in CODES.items()}).items():
+            for name, emotion in class_folders(root / part, CLASSES).items():
                 for picture in images_in(root / part / name):
                     found = NAME.fullmatch(picture)
                     split = USAGES[found[1]] if found is not None else part

@@ -29,6 +29,7 @@ from deidbench.types import Box
 CODES: Mapping[int, str] = {
     1: "surprise", 2: "fear", 3: "disgust", 4: "happiness", 5: "sadness", 6: "anger", 7: "neutral",
 }  # fmt: skip
+CLASSES = {str(code): word for code, word in CODES.items()}
 #: Lines 6, 7 and 8 of a file of attributes; a code of sex that says "unsure" gives no group.
 SEX: Mapping[int, str] = {0: "male", 1: "female", 2: ""}
 RACE: Mapping[int, str] = {0: "caucasian", 1: "african-american", 2: "asian"}
@@ -136,6 +137,9 @@ or  DIR/DATASET/{train,test}/{1..7}/train_00001_aligned.jpg""",
         super().__init__(root, split, role, shares, split_seed, limit_persons, limit_images, partial)
         self.pictures = pictures
 
+    def _recognised(self, root: Path) -> bool:
+        return self.holds_classes(self.expected.find(root, "labels"), CLASSES)
+
     def _entries(self, root: Path) -> Iterator[Entry]:
         """In the list's order; of class folders in the order of split, class and name."""
         self.start()
@@ -195,7 +199,7 @@ or  DIR/DATASET/{train,test}/{1..7}/train_00001_aligned.jpg""",
             raise InputError(f"data set 'raf-db': {base} holds aligned pictures only", 'leave pictures = "original" out')
         for split in ("train", "test"):
             listed = self._listed_classes(base, split)
-            for name, emotion in class_folders(base / split, {str(k): v for k, v in CODES.items()}).items():
+            for name, emotion in class_folders(base / split, CLASSES).items():
                 for picture in images_in(base / split / name):
                     found = NAME.fullmatch(picture)
                     if found is None or found[2] != split:

@@ -237,3 +237,10 @@ def test_nothing_there(tmp_path: Path) -> None:
         list(AffectNet(str(tmp_path)).samples())
     assert AffectNet.homepage in caught.value.remedy
     assert AffectNet().check(tmp_path).level == "missing"
+
+
+def test_a_manifest_whose_pictures_lie_in_a_folder_train(tmp_path: Path, put: Put) -> None:
+    put(tmp_path / "train/a.png")
+    (tmp_path / "manifest.csv").write_text("path,subject_id,emotion\ntrain/a.png,a,happy\n")
+    data = AffectNet(str(tmp_path))
+    assert data.reads_manifest and [s.emotion for s in data.samples()] == ["happiness"]

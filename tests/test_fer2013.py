@@ -288,3 +288,11 @@ def test_nothing_there(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(MissingError, match="lacks"):
         list(Fer2013(str(tmp_path / "empty")).samples())
+
+
+def test_a_manifest_whose_pictures_lie_in_a_folder_train(tmp_path: Path, greys: list[np.ndarray]) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/a.png").write_bytes(grey_png(greys[0]))
+    (tmp_path / "manifest.csv").write_text("path,subject_id,emotion\ntrain/a.png,a,happy\n")
+    data = Fer2013(str(tmp_path))
+    assert data.reads_manifest and [s.emotion for s in data.samples()] == ["happiness"]

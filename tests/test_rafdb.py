@@ -173,3 +173,10 @@ def test_the_check_counts_by_part_and_class(basic: Path) -> None:
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"lacks EmoLabel/list_patition_label.txt"):
         list(RafDb(str(tmp_path)).samples())
+
+
+def test_a_manifest_whose_pictures_lie_in_a_folder_train(tmp_path: Path, put: Put) -> None:
+    put(tmp_path / "train/a.png")
+    (tmp_path / "manifest.csv").write_text("path,subject_id,emotion\ntrain/a.png,a,happy\n")
+    data = RafDb(str(tmp_path))
+    assert data.reads_manifest and [s.emotion for s in data.samples()] == ["happiness"]
