@@ -21,7 +21,7 @@ from deidbench.progress import console
 EXIT_CODES = """\b
 Exit codes
   0    done
-  1    the answer is no (doctor found something broken, gate something worse, check a broken rule)
+  1    the answer is no (doctor found something broken, gate something worse, check a broken rule, --strict a warning that matters)
   2    bad usage or bad input, nothing was computed; gate: undecided
   3    a package, weight file or data set is missing
   4    done, but some images failed; the result names them
@@ -31,6 +31,11 @@ Exit codes
 
 FACES = "Keep pictures of clear faces and show them"
 FACES_DEFAULT = "[default: where the data set's licence allows it]"
+#: What ``--strict`` of ``run`` and ``report`` takes for a fault (:mod:`deidbench.strict`).
+STRICT = (
+    "For CI: exit 1, with the list, where a figure should not be quoted as it is: deviations from the protocol, images that failed or "
+    "could not be read, outputs that are inputs, recognisers and classifiers that are not trusted, contaminated data, figures that could not be drawn."
+)
 
 KINDS = ("anonymizers", "recipes", "datasets", "recognizers", "classifiers", "metrics", "attackers", "suites")
 
@@ -93,11 +98,12 @@ def cli() -> None:
 @click.option("--retry-failed", is_flag=True, help="Try images again on which a method failed.")
 @click.option("--no-report", is_flag=True, help="Leave tables, figures and the page out.")
 @click.option("--faces/--no-faces", default=None, help=f"{FACES}; --no-faces keeps none at all.  {FACES_DEFAULT}")
+@click.option("--strict", is_flag=True, help=STRICT)
 @click.option("--quiet", is_flag=True, help="No progress bars, no summary.")
 @click.option("--json", "as_json", is_flag=True, help="Print the run's folder and counts as JSON instead of the summary.")
 def run(
     suite: str, out: Path | None, data: Sequence[str], dataset: str | None, overrides: Sequence[str], only: Sequence[str], workers: int, batch: int,
-    cache: Path | None, retry_failed: bool, no_report: bool, faces: bool | None, quiet: bool, as_json: bool,
+    cache: Path | None, retry_failed: bool, no_report: bool, faces: bool | None, strict: bool, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Run SUITE: a bundled suite's name or a TOML file.
 
@@ -120,7 +126,7 @@ def run(
                 "--data KEY=FOLDER, for each of them",
             )
         options = Options(workers, batch, cache, quiet or as_json, retry_failed, faces)
-        _run_collection(suite, out, data, overrides, only, options, not no_report, quiet, as_json)
+        _run_collection(suite, out, data, overrides, only, options, not no_report, quiet, as_json, strict)
         return
     chosen = [f"dataset.name={_toml_string(dataset or 'folder')}"] if dataset is not None or data else []
     if len(data) > 1:
@@ -143,12 +149,14 @@ def run(
 
     options = Options(workers, batch, cache, quiet or as_json, retry_failed, faces)
     result = run_suite(loaded, folder, options, None if no_report else make_report)
+    found = _concerns(folder) if strict else []
     if as_json:
         import json
 
         click.echo(
             json.dumps(
                 {
+                    **({"concerns": found} if strict else {}),
                     "folder": str(folder),
                     "failed": result.failed,
                     "unreadable": result.unreadable,
@@ -163,6 +171,7 @@ def run(
     if not as_json:
         for line in result.remarks():
             click.echo(line, err=True)
+    _fail_strictly(found)
     if result.failed or result.unreadable:
         if not as_json:
             click.echo(
@@ -170,6 +179,22 @@ def run(
                 err=True,
             )
         sys.exit(ExitCode.PARTIAL)
+
+
+def _concerns(folder: Path, name: str = "") -> list[str]:
+    from deidbench.strict import concerns
+
+    return [f"{name}: {c}" if name else c for c in concerns(folder)]
+
+
+def _fail_strictly(found: Sequence[str]) -> None:
+    """Ends the command with exit code 1 where there is a concern."""
+    from deidbench.report.view import plain
+
+    for concern in found:
+        click.echo(f"strict: {plain(concern)}", err=True)
+    if found:
+        sys.exit(ExitCode.NEGATIVE)
 
 
 def _summary(folder: Path, written: Sequence[Path]) -> None:
@@ -185,7 +210,7 @@ def _summary(folder: Path, written: Sequence[Path]) -> None:
 
 def _run_collection(
     source: str, out: Path | None, data: Sequence[str], overrides: Sequence[str], only: Sequence[str], options: Any,
-    with_report: bool, quiet: bool, as_json: bool,
+    with_report: bool, quiet: bool, as_json: bool, strict: bool = False,
 ) -> None:  # fmt: skip
     """``run`` for a file that holds several experiments."""
     from deidbench.collection import given_data, load_collection, run_collection
@@ -230,6 +255,10 @@ def _run_collection(
         keys = ", ".join(collection.data)
         click.echo(f"nothing was run: no data given\n  -> --data KEY=FOLDER, KEY one of {keys}", err=True)
         sys.exit(ExitCode.MISSING)
+    if strict:
+        done = [(name, p) for name, p in parts.items() if p.state == "done"]
+        left_out = [f"{name}: {part} was left out: {why}" for name, p in done for part, why in p.skipped.items()]
+        _fail_strictly([*(c for name, p in done for c in _concerns(p.folder, name)), *left_out])
     if failed := [name for name, p in parts.items() if p.failed or p.unreadable]:
         click.echo(f"some images failed: run.json and images.parquet name them in {', '.join(failed)}", err=True)
         sys.exit(ExitCode.PARTIAL)
@@ -259,9 +288,10 @@ def _toml_string(text: str) -> str:
 )
 @click.option("--no-figures", is_flag=True, help="Leave the figures as they are.")
 @click.option("--faces/--no-faces", default=None, help=f"Show pictures of faces.  {FACES_DEFAULT}")
+@click.option("--strict", is_flag=True, help=STRICT)
 @click.option("--quiet", is_flag=True, help="Do not print the summary.")
 def report(
-    folder: Path, formats: Sequence[str], ci: str, no_figures: bool, faces: bool | None, quiet: bool
+    folder: Path, formats: Sequence[str], ci: str, no_figures: bool, faces: bool | None, strict: bool, quiet: bool
 ) -> None:  # fmt: skip
     """Write tables, figures and the page of the run in FOLDER again, and print its summary.
 
@@ -279,6 +309,8 @@ def report(
     )  # fmt: skip
     if not quiet:
         _summary(folder, written)
+    if strict:
+        _fail_strictly(_concerns(folder))
 
 
 @cli.command()
