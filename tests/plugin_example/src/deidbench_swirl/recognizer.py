@@ -32,7 +32,7 @@ class Palette(Recognizer):
 
     def embed(self, crops: Image) -> Floats:
         """crops: RGB uint8 (n, 64, 64, 3).  Returns float32 (n, levels ** 3), L2-normalised."""
-        level = crops.reshape(len(crops), -1, 3).astype(np.int64) * self.levels // 256
+        level = crops.astype(np.int64) * self.levels // 256
         bins = (level[..., 0] * self.levels + level[..., 1]) * self.levels + level[..., 2]
-        counts = np.array([np.bincount(b, minlength=self.levels**3) for b in bins], np.float64)
+        counts = np.array([np.bincount(b.ravel(), minlength=self.levels**3) for b in bins], np.float64)
         return l2_normalise(np.sqrt(counts.reshape(len(crops), self.levels**3)))
