@@ -187,7 +187,7 @@ or  DIR/Test/{Anger,Contempt,Disgust,Fear,Happy,Neutral,Sad,Surprise}/*.jpg   (T
                 continue
             except OSError as error:
                 raise InputError(f"{path} cannot be read: {error.strerror or error}", "check its permissions") from error
-            if code in NO_EMOTION:
+            if code is not None and code in NO_EMOTION:
                 self.leave_out(f"pictures labelled {NO_EMOTION[code]!r}")
                 continue
             emotion = None if code is None else CODES[code]
