@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -150,37 +151,192 @@ def gate(
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=RUNS, metavar="RUN [RUN ...]")
-@click.option("--method", required=True, help="The method (its label in the runs).")
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    metavar="METHOD",
+    help="Only this method (its label in the runs); may be repeated.  [default: all but the controls]",
+)
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="NAME[/WHO]",
+    help="These figures instead of the guarded ones, * matches anything, e.g. 'reid.rank1/sface'; may be repeated.",
+)
+@click.option("--all", "everything", is_flag=True, help="With --metric: every convention, not the headline alone.")
+@click.option("--dataset", default="", metavar="NAME", help="Only runs on this data set.")
+@click.option("--protocol", default="", metavar="NAME", help="Only runs under this protocol.")
+@click.option(
+    "--since", default="", metavar="WHEN", help="Only runs since this day or time (2026-11-01), or of the last 30d, 12h, 4w."
+)
 @click.option(
     "--margins", type=click.Path(path_type=Path), help="TOML file of the guarded figures.  [default: the bundled one]"
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Write figure and table into this folder.")
+@click.option("--sql", metavar="SELECT", help="Ask the tables runs, methods, rows and images, which share the column run.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write figure and table into this folder (of one method).")
 @click.option("--json", "as_json", is_flag=True, help="Print the lines as JSON.")
-def history(runs: Sequence[Path], method: str, margins: Path | None, out: Path | None, as_json: bool) -> None:
+@click.option("--csv", "as_csv", is_flag=True, help="Print the lines as CSV.")
+@click.option("--parquet", type=click.Path(path_type=Path), metavar="FILE", help="Write the lines into this file.")
+@click.option(
+    "--upgrade", is_flag=True, help="Write runs of older versions anew in the present form; the originals are kept beside."
+)
+def history(
+    runs: Sequence[Path], methods: Sequence[str], metrics: Sequence[str], everything: bool, dataset: str, protocol: str, since: str,
+    margins: Path | None, sql: str | None, out: Path | None, as_json: bool, as_csv: bool, parquet: Path | None, upgrade: bool,
+) -> None:  # fmt: skip
     """How did a method fare from run to run?
 
-    The guarded figures of several runs, oldest first, with their intervals and the margin around the first one.
+    The guarded figures of several runs, oldest first, with their intervals and the margin around the first one.  A folder stands for
+    all runs below it.  Runs of one store are in the order in which the store saw them, others by the time at which they were
+    started; a time that cannot be right is marked.  Runs of older versions are read as they are, and not changed.
 
     \b
     deidbench history results/2026-* --method ganonymization --out history
+    deidbench history results --method ganonymization --metric reid.eer/sface --since 30d
+    deidbench history results --sql "SELECT run, method, value FROM rows WHERE metric = 'reid.worst_rank1'" --csv
+    deidbench history results --upgrade
     """
-    import json
-
-    from deidbench.gate import load_margins
-    from deidbench.history import guarded, lines, ordered
+    from deidbench import history as h
+    from deidbench.errors import InputError
     from deidbench.progress import console
-    from deidbench.report.history import show, write
-    from deidbench.scored import load
 
-    loaded = ordered(load(runs))
-    margin_of = guarded(loaded, method, load_margins(margins))
-    found = lines(loaded, method, list(margin_of))
+    if upgrade:
+        _upgrade(runs, as_json)
+        return
+    if as_json and as_csv:
+        raise InputError("--json and --csv are both given", "one of them; --parquet FILE goes with either")
+    past = h.read(h.find(runs))
+    past = h.chosen(past, dataset=dataset, protocol=protocol, after=h.since(since) if since else None)
+    with h.Archive(past) as archive:
+        if sql is not None:
+            if methods or metrics or out is not None:
+                raise InputError("--sql asks for itself: --method, --metric and --out do not go with it", h.TABLES)
+            if "images" in sql.lower():
+                archive.with_images()
+            names, lines = archive.table(sql)
+            if parquet is not None:
+                _parquet(names, lines, parquet, quiet=as_json or as_csv)
+            if as_json or as_csv or parquet is None:
+                _print_table(names, lines, as_json, as_csv)
+            return
+        if everything and not metrics:
+            raise InputError("--all goes with --metric", "e.g. --metric 'reid.*' --all")
+        chosen = list(dict.fromkeys(methods)) or archive.methods()
+        if out is not None and len(chosen) != 1:
+            raise InputError(
+                f"--out draws one method, and there are {len(chosen)}",
+                f"--method METHOD, one of: {', '.join(chosen) or 'none'}",
+            )
+        from deidbench.gate import load_margins
+
+        limits = archive.guarded(chosen, load_margins(margins))
+        margin_of: dict[Any, float | None] = dict(limits)
+        if metrics:
+            margin_of = {q: limits.get(q) for q in archive.matching(chosen, metrics, everything=everything)}
+        found = archive.lines(chosen, margin_of)
+        light = archive.light(chosen[0]) if out is not None else []
+    if parquet is not None:
+        _parquet(list(found[0]) if found else [], [tuple(x.values()) for x in found], parquet, quiet=as_json or as_csv)
     if as_json:
+        import json
+
         click.echo(json.dumps(found, indent=1))
-    else:
+    elif as_csv:
+        _print_csv(list(found[0]) if found else [], [tuple(x.values()) for x in found])
+    elif parquet is None:
+        from deidbench.report.history import show
+
         show(found, console())
+        screen = console(stderr=True)
+        screen.print(f"{len(past)} runs, {h.ORDER}", soft_wrap=True)
     if out is not None:
-        _written(write(loaded, found, margin_of, method, out), quiet=as_json)
+        from deidbench.report.history import write
+
+        _written(write(light, found, margin_of, chosen[0], out), quiet=as_json or as_csv)
+
+
+def _upgrade(runs: Sequence[Path], as_json: bool) -> None:
+    from deidbench.history import find
+    from deidbench.migrations import interrupted, kept
+    from deidbench.migrations import upgrade as work
+
+    half = [r for r in runs if interrupted(r) is not None]
+    done = {str(folder): work(folder) for folder in [*half, *find([r for r in runs if r not in half])]}
+    if as_json:
+        import json
+
+        click.echo(json.dumps(done))
+        return
+    for folder, schema in done.items():
+        if schema is not None:
+            click.echo(f"{folder}: schema {schema} -> the present one; the originals are in {kept(Path(folder), schema)}")
+    click.echo(f"{len(done)} runs, {sum(s is not None for s in done.values())} written anew")
+
+
+Lines = Sequence[tuple[Any, ...]]
+
+
+def _parquet(names: Sequence[str], lines: Lines, path: Path, *, quiet: bool) -> None:
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from deidbench.errors import InputError
+    from deidbench.images import atomic_write, make_folder
+
+    if len(set(names)) < len(names):
+        raise InputError("--parquet: two columns have the same name", "give each a name of its own with AS")
+    buffer = io.BytesIO()
+    columns = {name: [line[i] for line in lines] for i, name in enumerate(names)}
+    pq.write_table(pa.table(columns), buffer)  # type: ignore[no-untyped-call]
+    make_folder(path.parent)
+    atomic_write(path, buffer.getvalue())
+    click.echo(f"{len(lines)} lines: {path}", err=quiet)
+
+
+def _print_csv(names: Sequence[str], lines: Lines) -> None:
+    import csv
+    import io
+
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(names)
+    table.writerows(lines)
+    click.echo(text.getvalue(), nl=False)
+
+
+def _print_table(names: Sequence[str], lines: Lines, as_json: bool, as_csv: bool) -> None:
+    """An answer in lines."""
+    if as_csv:
+        _print_csv(names, lines)
+        return
+    if as_json:
+        import json
+
+        # JSON knows no NaN, and times and decimals are texts there
+        clean = [
+            {n: None if isinstance(v, float) and v != v else v for n, v in zip(names, line, strict=True)} for line in lines
+        ]
+        click.echo(json.dumps(clean, indent=1, default=str))
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    from deidbench.progress import console
+    from deidbench.report.tables import to_console
+    from deidbench.report.view import plain
+
+    screen = console()
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        shown.add_column(Text(to_console(plain(name), screen.encoding)), overflow="fold")
+    for line in lines:
+        cells = ["–" if v is None else f"{v:.6g}" if isinstance(v, float) else str(v) for v in line]
+        shown.add_row(*(Text(to_console(plain(c), screen.encoding)) for c in cells))
+    screen.print(shown)
 
 
 def _written(paths: Sequence[Path], *, quiet: bool) -> None:

@@ -33,7 +33,7 @@ def versions(names: tuple[str, ...] = OWNERS + OTHERS) -> dict[str, str | None]:
 
 
 def git_state() -> dict[str, Any]:
-    """Commit of the checkout that deidbench runs from and whether it has changes; empty when it is no checkout."""
+    """Commit of the checkout that deidbench runs from, its date and whether there are changes; empty when it is no checkout."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return {}
@@ -48,7 +48,8 @@ def git_state() -> dict[str, Any]:
     commit, status = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
     if commit is None:
         return {}
-    return {"commit": commit, "dirty": None if status is None else bool(status)}
+    committed = git("show", "--no-patch", "--format=%cI", "HEAD")  # no run of it can be older
+    return {"commit": commit, "committed": committed, "dirty": None if status is None else bool(status)}
 
 
 def cpu_name() -> str:

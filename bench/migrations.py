@@ -109,9 +109,12 @@ def steps(schema: int) -> list[Step]:
     return [STEPS[n] for n in range(schema, SCHEMA_VERSION)]
 
 
-def migrate_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a run of whatever schema, as the present version would have written it."""
-    found = copy.deepcopy(dict(record))
+def migrate_record(record: Mapping[str, Any], *, in_place: bool = False) -> dict[str, Any]:
+    """The record of a run of whatever schema, as the present version would have written it.
+
+    in_place: ``record`` is a dict that nobody else has, and may be changed.
+    """
+    found: dict[str, Any] = record if in_place and isinstance(record, dict) else copy.deepcopy(dict(record))
     for step in steps(found["schema"]):
         step.record(found)
     found["schema"] = SCHEMA_VERSION

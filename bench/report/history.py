@@ -190,28 +190,38 @@ def _worse(value: float, start: float, better: bool | None) -> bool:
 
 
 def show(found: Sequence[Mapping[str, Any]], console: Any) -> None:
-    """A line per run under each figure."""
+    """A line per run under each figure, of each method."""
     from rich.text import Text
 
     from deidbench.report.tables import to_console
     from deidbench.scored import Question
     from deidbench.words import title
 
-    for q in dict.fromkeys(Question(*(str(line[f]) for f in Question._fields)) for line in found):
-        more = [x for x in (q.attacker, q.recognizer, q.label) if x]
-        console.print(
-            Text(to_console(plain(title(q.metric) + (f", {', '.join(more)}" if more else "")), console.encoding), style="bold")
-        )
-        for line in found:
-            if all(line[f] == getattr(q, f) for f in Question._fields):
-                value = "–" if line["value"] is None else f"{line['value']:.4f}"
-                ends = "" if line["lo"] is None or line["hi"] is None else f" [{line['lo']:.4f}, {line['hi']:.4f}]"
-                said = f"  {str(line['finished'])[:16]:<16}  {line['run']:<24}  {value}{ends}{'  ' + line['reason'] if line['reason'] else ''}{'' if line['trusted'] else '  (not trusted)'}"
-                console.print(Text(to_console(plain(said), console.encoding)))
+    def say(text: str, style: str = "") -> None:
+        console.print(Text(to_console(plain(text) if style else text, console.encoding), style=style), soft_wrap=True)
+
+    methods = list(dict.fromkeys(line["method"] for line in found))
+    datasets = {line.get("dataset") for line in found}
+    groups: dict[tuple[Question, str], list[Mapping[str, Any]]] = {}
+    for line in found:
+        groups.setdefault((Question(*(str(line[f]) for f in Question._fields)), str(line["method"])), []).append(line)
+    wide = max((len(str(line["run"])) for line in found), default=0)
+    for (q, method), lines in sorted(groups.items(), key=lambda g: methods.index(g[0][1])):
+        more = [x for x in (q.attacker, q.recognizer, q.label, "" if q.convention == "headline" else q.convention) if x]
+        about = ", ".join([title(q.metric), *more]) + (f" - {method}" if len(methods) > 1 else "")
+        say(about, "bold")
+        for line in lines:
+            value = "–" if line["value"] is None else f"{line['value']:.4f}"
+            ends = "" if line["lo"] is None or line["hi"] is None else f" [{line['lo']:.4f}, {line['hi']:.4f}]"
+            notes = [str(line["reason"] or ""), "" if line["trusted"] else "(not trusted)"]
+            notes += [str(line.get("dataset") or "") if len(datasets) > 1 else "", str(line.get("time_note") or "")]
+            when = str(line.get("started") or line["finished"])[:16]
+            cells = [f"{when:<16}", f"{plain(line['run']):<{min(wide, 40)}}", value + ends, *(plain(n) for n in notes if n)]
+            say("  " + "  ".join(cells))
 
 
 def write(
-    runs: Sequence[Run], found: Sequence[Mapping[str, Any]], margins: Mapping[Any, float], method: str, folder: Path
+    runs: Sequence[Run], found: Sequence[Mapping[str, Any]], margins: Mapping[Any, float | None], method: str, folder: Path
 ) -> list[Path]:
     """history.{csv,json} and the figure in its formats, in one column's width and in two."""
     import pandas as pd
@@ -225,7 +235,7 @@ def write(
         write_atomically(folder / "history.csv", csv_long(pd.DataFrame(list(found)))),
     ]
     asked: list[str | Key] = [q.metric if q.metric == WORST else Key(*q) for q in margins]
-    by_name = {q.metric: m for q, m in margins.items()}
+    by_name = {q.metric: m for q, m in margins.items() if m is not None}
     for width, end in ((COLUMN, ""), (2 * COLUMN, "-wide")):
         with style():
             drawing = history(runs, asked, method, by_name, width=width)
