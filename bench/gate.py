@@ -263,7 +263,14 @@ def gate(
             if not found and not guard.optional:
                 verdicts.append(_absent(name, guard, "neither run has this figure", strict))
             verdicts += [judge.verdict(name, q, guard, x.get(q), y.get(q), same, strict) for q in found]
-    return Gate(str(baseline.folder), str(candidate.folder), tuple(verdicts), margins.gate.alpha, tuple(differ), tuple(remarks))
+    return Gate(
+        *(_said(r.folder) for r in (baseline, candidate)), tuple(verdicts), margins.gate.alpha, tuple(differ), tuple(remarks)
+    )
+
+
+def _said(folder: Path) -> str:
+    """A run's folder as it was given; of an absolute path the name alone, since the answer goes into pull requests."""
+    return folder.name if folder.is_absolute() else str(folder)
 
 
 def _pairs(old: Sequence[Contestant], new: Sequence[Contestant], wanted: Sequence[str]) -> list[tuple[Contestant, Contestant]]:

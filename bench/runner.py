@@ -44,6 +44,7 @@ from deidbench.pipeline import (
     typical_box,
     unpack_embedding,
 )
+from deidbench.private import without_paths
 from deidbench.progress import progress
 from deidbench.records import ROWS_VERSION, SCHEMA_VERSION, Clock, Curve, Row, frame
 from deidbench.spreadsheet import guard
@@ -214,7 +215,9 @@ class _Run:
             replaces = _turn(self.out)
             self.turn = self.store.begin_run(self.out, self.suite.name)
             try:
-                atomic_write(self.out / "suite.json", self.suite.file.model_dump_json(indent=1))
+                atomic_write(
+                    self.out / "suite.json", json.dumps(self._private(self.suite.file.model_dump(mode="json")), indent=1)
+                )
                 with self._stage("data"):
                     self._read_data()
                 failed = self._healing()
@@ -375,6 +378,11 @@ class _Run:
             self.no_background = (
                 f"the data set {whose!r} has no persons of role {' or '.join(roles)} for attackers to learn from"
             )
+
+    def _private(self, value: Any) -> Any:
+        """``value`` as it may be handed on: without the paths of this machine."""
+        roots = [str(Path(str(root)).expanduser()) for d in (self.dataset, self.learning) if (root := getattr(d, "root", ""))]
+        return without_paths(value, [*roots, self.plan.store, Path.cwd()])
 
     def _write_manifest(self, samples: Iterable[Sample]) -> None:
         """The data as it was used: ids, persons, roles and hashes, so that the split can be repeated elsewhere."""
@@ -885,6 +893,7 @@ class _Run:
         self.changed = self._changes()
         self._write_samples()
         # an older result goes first: a folder with a record holds the tables that belong to it
+        rows = [replace(r, **self._private({n: getattr(r, n) for n in ("reason", "ci_reason", "note")})) for r in rows]
         (self.out / "run.json").unlink(missing_ok=True)
         tables = {"rows": frame(rows, Row), "curves": frame(curves, Curve), "images": self._images()}
         for name, table in tables.items():
@@ -945,7 +954,8 @@ class _Run:
             "started": self.clock.started.isoformat(timespec="seconds"),
             "finished": self.clock.now().isoformat(timespec="seconds"),
         }  # fmt: skip
-        atomic_write(self.out / "run.json", json.dumps(record, indent=1, default=str))  # last: its presence means complete
+        text = json.dumps(self._private(record), indent=1, default=str)
+        atomic_write(self.out / "run.json", text)  # last: its presence means complete
         return failed
 
     def _attackers_record(self) -> dict[str, Any]:
@@ -975,7 +985,7 @@ class _Run:
                         "method": spec.label, "id": table.ids, "subject_id": table.subjects,
                         "role": [s.role for s in self.samples], "status": table.status,
                         "adapter_status": [o.adapter_status.value if o else "" for o in outputs],
-                        "reason": [o.reason if o else "" for o in outputs],
+                        "reason": self._private([o.reason if o else "" for o in outputs]),
                         "copy_of": table.copies,
                         "withheld": table.withheld, "fta": table.fta, **table.measures, **self._similarity(table),
                         "output_sha256": [self._output_sha256(o, keys[s.id].picture) for s, o in zip(self.samples, outputs, strict=True)],
