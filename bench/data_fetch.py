@@ -35,6 +35,8 @@ _RECORD_LIMIT = 1 << 20
 _CHUNK = 1 << 20
 #: An archive of more members than this is none of a face data set's.
 MEMBERS = 2_000_000
+#: Bytes that an archive may unpack to, whatever its own size, and for each byte that it has itself.
+FREE_BYTES, BYTES_PER_BYTE = 64 << 20, 100
 
 
 def secure(url: str) -> str:
@@ -174,7 +176,7 @@ def _tar(archive: Path, file: tarfile.TarFile) -> Members:
 
 
 def _write(archive: Path, members: Members, temporary: Path, into: Path, tick: Callable[[int], None] | None) -> int:
-    count, total = 0, 0
+    count, total, packed = 0, 0, archive.stat().st_size
     seen: set[str] = set()
     for name, is_folder, size, opened in members:
         inside = _inside(archive, name)
@@ -193,6 +195,11 @@ def _write(archive: Path, members: Members, temporary: Path, into: Path, tick: C
         total, count = total + size, count + 1
         if count > MEMBERS:
             raise InputError(f"{archive} holds more than {MEMBERS:,} files", "this is not the official archive")
+        if total > FREE_BYTES + BYTES_PER_BYTE * packed:
+            raise InputError(
+                f"{archive} would unpack to {total:,} bytes or more, from {packed:,}",
+                "pictures do not pack so well: this is not the official archive",
+            )
         if size > shutil.disk_usage(temporary).free:
             raise EnvironmentFault(
                 f"{into} has no room for {inside} ({size:,} bytes)", "free some space, or unpack it elsewhere by hand"
