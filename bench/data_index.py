@@ -97,7 +97,7 @@ def read_lines(name: str) -> Mapping[str, Line]:
     import pyarrow.parquet as pq
 
     try:
-        columns = pq.read_table(path, columns=list(Line._fields)).to_pydict()
+        columns = pq.read_table(path, columns=list(Line._fields)).to_pydict()  # type: ignore[no-untyped-call]
     except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(
             f"{path} cannot be read: {error}", f"deidbench data prepare {name} --from DIR writes it anew"
@@ -116,7 +116,8 @@ def write(prepared: Prepared, lines: Sequence[Line]) -> Path:
     path = record_of(prepared.name)
     make_folder(path.parent)
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({f: [line[i] for line in lines] for i, f in enumerate(Line._fields)}), sink, compression="zstd")
+    table = pa.table({f: [line[i] for line in lines] for i, f in enumerate(Line._fields)})
+    pq.write_table(table, sink, compression="zstd")  # type: ignore[no-untyped-call]
     atomic_write(path.with_suffix(".parquet"), sink.getvalue().to_pybytes())
     atomic_write(path, json.dumps(asdict(prepared), indent=1) + "\n")
     return path

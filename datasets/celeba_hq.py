@@ -122,7 +122,7 @@ class CelebAHQ(OfficialDataset):
         named = self._named_as_celeba(self.folder())
         elsewhere = {p.key for p in self.expected.parts if lists is not None and p.find(lists) is not None}
         own = {p.key for p in self.expected.parts if p.find(self.folder()) is not None}
-        leave = {k for k in ("identity", "partition") if k in elsewhere and k not in own}
+        leave: set[str] = {k for k in ("identity", "partition") if k in elsewhere and k not in own}
         leave |= {"mapping"} if named else set()
         return tuple(p for p in self.expected.parts if p.key not in leave)
 

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from deidbench.data_index import Line, Prepared, default_root, read, read_lines
 from deidbench.datasets.base import Dataset, split_persons
@@ -387,7 +387,7 @@ class OfficialDataset(Dataset):
             return Report((*findings, *self._packed(root)))
         return Report((*findings, *this._check_entries(get)))
 
-    def _params(self) -> dict[str, object]:
+    def _params(self) -> dict[str, Any]:
         import inspect
 
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}

@@ -13,7 +13,7 @@ answers, and thresholds are chosen by it.  On whole folds that is the published 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -31,7 +31,6 @@ from deidbench.records import CONVENTIONS, Row
 from deidbench.stats import intervals, roc, wilson
 from deidbench.stats.evidence import Evidence
 from deidbench.stats.intervals import Interval
-from deidbench.stats.pairs import Pairs, bootstrap_auc, bootstrap_eer
 
 if TYPE_CHECKING:
     from deidbench.datasets.base import Dataset
@@ -186,16 +185,46 @@ def accuracy_interval(verdicts: Verdicts, a: Places, b: Places, level: float) ->
 def replicated(verdicts: Verdicts, a: Places, b: Places, draws: npt.NDArray[np.uint8]) -> Scores:
     """Person bootstrap of the accuracy, thresholds as chosen: float64 (B,), NaN where a replicate lacks a kind of pair.
 
-    draws: (B, P), columns are the persons that a and b number.  A genuine pair weighs w_i, one of two persons w_i w_j.
+    draws, a, b: as in :func:`pair_weights`.
     """
     out = np.empty(len(draws))
     same, correct = verdicts.same, verdicts.correct
-    for k, w in enumerate(draws):
-        weight = w[a].astype(np.int64)
-        weight[~same] *= w[b[~same]]
+    for k, weight in enumerate(pair_weights(same, a, b, draws)):
         kinds = [(weight[kind & correct].sum(), weight[kind].sum()) for kind in (same, ~same)]
         out[k] = sum(right / total for right, total in kinds) / 2 if all(total for _, total in kinds) else np.nan
     return out
+
+
+def pair_weights(same: Flags, a: Places, b: Places, draws: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.int64]]:
+    """For each replicate (n,): a genuine pair weighs w_i, one of two persons w_i w_j.
+
+    draws: (B, P), columns are the persons that a and b number.
+    """
+    for w in draws:
+        weight = w[a].astype(np.int64)
+        weight[~same] *= w[b[~same]]
+        yield weight
+
+
+def bootstrap_scores(scores: Scores, same: Flags, a: Places, b: Places, draws: npt.NDArray[np.uint8]) -> tuple[Scores, Scores]:
+    """EER and AUC in each replicate: two float64 (B,), NaN where one lacks a kind of pair.
+
+    The conventions and the figures are those of :func:`deidbench.stats.pairs.bootstrap_eer` and ``bootstrap_auc``, which want all
+    pairs of all persons; of a list of pairs most persons meet few others, and a pass over the list is enough.
+    """
+    values, level = np.unique(scores, return_inverse=True)
+    out = np.full((2, len(draws)), np.nan)
+    for k, weight in enumerate(pair_weights(same, a, b, draws)):
+        genuine, impostor = (np.bincount(level[kind], weight[kind], len(values)) for kind in (same, ~same))
+        below = [np.concatenate([[0.0], np.cumsum(x)]) for x in (genuine, impostor)]
+        g, i = below[0][-1], below[1][-1]
+        if not g or not i:
+            continue
+        fmr, fnmr = 1 - below[1] / i, below[0] / g  # accepting from each level on, and nothing
+        at = int(np.flatnonzero(fmr >= fnmr)[-1])
+        out[0, k] = roc.crossing(fmr[at], fnmr[at], fmr[at + 1], fnmr[at + 1])
+        out[1, k] = float(genuine @ (below[1][:-1] + impostor / 2)) / (g * i)
+    return out[0], out[1]
 
 
 def draw(ids: Sequence[str], subjects: npt.NDArray[np.str_], folds: int, per_fold: int, seed: int) -> Trials:
@@ -381,10 +410,12 @@ class _Attack:
 
     def rows(self) -> list[Row]:
         sane, told = self._sanity()
+        # Without failures the conventions are one and the same figure; it is computed once.
+        same = bool(self.scored.found.all())
         out: list[Row] = []
-        for convention in CONVENTIONS:
+        for convention in CONVENTIONS[:1] if same else CONVENTIONS:
             out += self._rows(replace(self.base, convention=convention, trusted=sane), told, convention)
-        return out
+        return [replace(row, convention=convention) for convention in CONVENTIONS for row in out] if same else out
 
     def _sanity(self) -> tuple[bool, str]:
         """The recogniser on clear images: (fit for the task, in words)."""
@@ -443,26 +474,27 @@ class _Attack:
             return [refuse(accuracy, error.message), refuse(spread, error.message)]
         interval = accuracy_interval(verdicts, a, b, self.protocol.confidence)
         evidence = Evidence.distribution(replicated(verdicts, a, b, self._draws()), len(np.unique([a, b])))
-        error, folds = verdicts.standard_error, len(verdicts.accuracies)
-        text = "" if error is None else f"mean over {folds} folds {verdicts.mean:.4f} ± {error:.4f} (standard error)"
+        spread_seen, folds = verdicts.standard_error, len(verdicts.accuracies)
+        text = (
+            "" if spread_seen is None else f"mean over {folds} folds {verdicts.mean:.4f} ± {spread_seen:.4f} (standard error)"
+        )
         accuracy = replace(accuracy, note=notes(text, accuracy.note), threshold=float(np.median(verdicts.thresholds)))
         rows = [put(accuracy, verdicts.accuracy, interval, evidence)]
-        if error is None:
+        if spread_seen is None:
             return [*rows, refuse(spread, f"{folds} folds have both kinds of pairs, two are needed")]
         none = Interval.none(self.protocol.confidence, "it is a measure of spread itself")
-        return [*rows, put(replace(spread, note=notes(text, spread.note)), error, none)]
+        return [*rows, put(replace(spread, note=notes(text, spread.note)), spread_seen, none)]
 
     def _whole(self, named: Any, scores: Scores, same: Flags, a: Places, b: Places) -> list[Row]:
         """EER and AUC; a pair that could not be compared is never accepted."""
-        values = np.where(np.isnan(scores), -np.inf, scores).astype(np.float32)
-        pairs = Pairs(values[same], a[same], values[~same], a[~same], b[~same])
+        values = np.where(np.isnan(scores), -np.inf, scores)
         rows = [replace(named("eer"), chance=0.5), replace(named("auc"), chance=0.5)]
         if not same.any() or same.all():
             why = f"there are no {'genuine' if not same.any() else 'impostor'} pairs"
             return [refuse(row, why) for row in rows]
-        found = [roc.eer(pairs.genuine, pairs.impostor).value, roc.auc(pairs.genuine, pairs.impostor)]
-        drawn = [bootstrap_eer(pairs, self._draws()), bootstrap_auc(pairs, self._draws())]
-        persons = len(np.unique(pairs.genuine_person))
+        found = [roc.eer(values[same], values[~same]).value, roc.auc(values[same], values[~same])]
+        drawn = bootstrap_scores(values, same, a, b, self._draws())
+        persons = len(np.unique(a[same]))
         return [
             put(row, value, self._read_off(value, reps, persons), Evidence.distribution(reps, persons))
             for row, value, reps in zip(rows, found, drawn, strict=True)

@@ -18,6 +18,7 @@ from deidbench.metrics.lfw_pairs import (
     Verdicts,
     accuracy_interval,
     best_threshold,
+    bootstrap_scores,
     draw,
     judge,
     replicated,
@@ -26,6 +27,7 @@ from deidbench.metrics.lfw_pairs import (
 from deidbench.records import Row
 from deidbench.stats import wilson
 from deidbench.stats.intervals import person_draws
+from deidbench.stats.pairs import Pairs, bootstrap_auc, bootstrap_eer
 from deidbench.types import Status
 
 #: Ten persons with three images each, two folds of 3 + 3 pairs; in the second fold nobody of the first.
@@ -367,6 +369,20 @@ def test_replicates_weigh_pairs_by_their_persons() -> None:
         correct, same = np.repeat(v.correct, times), np.repeat(v.same, times)
         want = (correct[same].mean() + correct[~same].mean()) / 2 if same.any() and not same.all() else np.nan
         assert value == pytest.approx(want, nan_ok=True)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_replicates_of_eer_and_auc_are_those_of_all_pairs(seed: int) -> None:
+    """Against the functions for whole score matrices, on the same pairs with ties and comparisons that could not be made."""
+    rng = np.random.default_rng(seed)
+    v, a, b = verdicts(rng, 90, 12)
+    scores = np.round(rng.normal(v.same * 1.0, 1), 1)
+    scores[:4] = -np.inf
+    draws = person_draws([f"p{i:02d}" for i in range(12)], 300, 1)
+    pairs = Pairs(scores[v.same].astype(np.float32), a[v.same], scores[~v.same].astype(np.float32), a[~v.same], b[~v.same])
+    eer, auc = bootstrap_scores(scores, v.same, a, b, draws)
+    np.testing.assert_allclose(eer, bootstrap_eer(pairs, draws), atol=1e-9)
+    np.testing.assert_allclose(auc, bootstrap_auc(pairs, draws), atol=1e-9)
 
 
 def test_drawn_pairs_follow_the_recipe() -> None:
