@@ -5,7 +5,8 @@ face detector saw, so a guarantee on images is one on what is released.  With ``
 rectangle around each face; its place and size, and all that lies around it, are released as they are and not protected.
 
 A guarantee holds for one release of one image, and against whoever does not know the noise.  Here the noise follows from a
-seed, so that a run can be repeated: keep the seed of pictures that are really released secret (``--seed``).
+seed, so that a run can be repeated: for pictures that are really released choose one at random (``--seed``), and keep it
+and the status file, which names each image's, to yourself.
 Noise is floating-point (Mironov, CCS 2012, on what that can give away); what is released is clipped to 0..255 and rounded,
 which cannot weaken a guarantee (post-processing).  The size of an image counts as public.
 """
