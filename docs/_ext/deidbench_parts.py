@@ -371,6 +371,13 @@ class ExitCodes(SphinxDirective):
         return [table(("code", "meaning"), rows, (10, 90))]
 
 
+def _plain_bars(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """A bar in a docstring is an absolute value, never a substitution."""
+    for i, line in enumerate(lines):
+        parts = line.split("``")
+        lines[i] = "``".join(part.replace("|", "\\|") if k % 2 == 0 else part for k, part in enumerate(parts))
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     for name, directive in (
         ("parts", Parts),
@@ -382,4 +389,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
         ("exit-codes", ExitCodes),
     ):
         app.add_directive(name, directive)
+    app.connect("autodoc-process-docstring", _plain_bars)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
