@@ -27,8 +27,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from deidbench.errors import EnvironmentFault
-from deidbench.lock import FileLock, on_network
+from deidbench.errors import EnvironmentFault, InputError
+from deidbench.lock import FileLock, holders, on_network
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +52,9 @@ _SCHEMA = (
     "data BLOB, made REAL NOT NULL)",
     "CREATE TABLE IF NOT EXISTS origin (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, method TEXT NOT NULL, "
     "UNIQUE (kind, method))",
-    "CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, origin INTEGER NOT NULL) WITHOUT ROWID",
+    # size and time once more: beside the artefact they lie behind its bytes, and all of those would have to be read
+    "CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, origin INTEGER NOT NULL, size INTEGER NOT NULL, made REAL NOT NULL) "
+    "WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS run (turn INTEGER PRIMARY KEY AUTOINCREMENT, folder TEXT NOT NULL, suite TEXT NOT NULL, "
     "started REAL NOT NULL, used REAL NOT NULL, methods TEXT NOT NULL, keys BLOB NOT NULL)",
     "CREATE TABLE IF NOT EXISTS identity (id TEXT NOT NULL)",
@@ -133,10 +135,11 @@ class Turn(NamedTuple):
 class Store:
     """A store in ``folder`` (made on first use).  Not to be shared between threads or pickled; open one per process.
 
-    remember: note which keys are asked for, for :meth:`finish_run`.
+    remember: note which keys are asked for, for :meth:`finish_run`.  alone: nobody else may have it open; raises InputError
+    where somebody has.
     """
 
-    def __init__(self, folder: Path, *, remember: bool = False) -> None:
+    def __init__(self, folder: Path, *, remember: bool = False, alone: bool = False) -> None:
         self.folder = Path(folder)
         self.objects = self.folder / "objects"
         self.path = self.folder / f"store-v{LAYOUT}.sqlite"
@@ -147,11 +150,16 @@ class Store:
         self._lock = FileLock(self.folder / IN_USE)
         try:
             self.objects.mkdir(parents=True, exist_ok=True)
-            self._wait(lambda: self._lock.acquire(shared=True) or None)
+            if not alone:
+                self._wait(lambda: self._lock.acquire(shared=True) or None)
+            elif not self._lock.acquire():
+                raise in_use(self.folder)
             self._db = self._patiently(self._open)
-        except (sqlite3.DatabaseError, OSError) as error:
+        except BaseException as error:
             self._lock.release()
-            raise self._fault(error) from error
+            if isinstance(error, sqlite3.DatabaseError | OSError):
+                raise self._fault(error) from error
+            raise
 
     def _open(self) -> sqlite3.Connection:
         db = sqlite3.connect(self.path, timeout=PATIENCE / 3, isolation_level=None)
@@ -266,8 +274,13 @@ class Store:
 
     def _take_out(self, k: str, digest: bytes) -> None:
         """A damaged artefact must not be counted as present, or it would never be made anew."""
-        with contextlib.suppress(sqlite3.OperationalError):  # nobody else's to report: it counts as absent either way
-            self._patiently(lambda: self._db.execute("DELETE FROM artefact WHERE key = ? AND sha256 = ?", (str(k), digest)))
+
+        def delete() -> None:
+            if self._db.execute("DELETE FROM artefact WHERE key = ? AND sha256 = ?", (str(k), digest)).rowcount:
+                self._db.execute("DELETE FROM about WHERE key = ?", (str(k),))
+
+        with contextlib.suppress(sqlite3.OperationalError):  # it counts as absent either way
+            self.at_once(delete)
 
     def present(self, keys: Iterable[str]) -> set[str]:
         """Those of ``keys`` that were stored (without reading or checking them)."""
@@ -310,17 +323,24 @@ class Store:
                 if not inline:
                     self._write_file(self._file(k, digest), data)
                 rows.append((str(k), digest, len(data), data if inline else None, time.time()))
-            known = [k for k in artefacts if isinstance(k, Key) and k.kind]
+            known = [(k, r[2], r[4]) for k, r in zip(artefacts, rows, strict=True) if isinstance(k, Key) and k.kind]
 
             def write() -> None:
                 self._db.executemany("INSERT OR REPLACE INTO artefact VALUES (?, ?, ?, ?, ?)", rows)
                 self._tell(known)
 
-            self._at_once(write)
+            self.at_once(write)
         except (sqlite3.DatabaseError, OSError) as error:
             raise self._fault(error) from error
 
-    def _at_once(self, work: Callable[[], T]) -> T:
+    def ask(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Lines of the database.  Raises EnvironmentFault."""
+        try:
+            return self._patiently(lambda: self._db.execute(sql, parameters).fetchall())
+        except sqlite3.DatabaseError as error:
+            raise self._fault(error) from error
+
+    def at_once(self, work: Callable[[], T]) -> T:
         """``work()`` as one transaction."""
 
         def whole() -> T:
@@ -337,14 +357,15 @@ class Store:
 
         return self._patiently(whole)
 
-    def _tell(self, keys: Sequence[Key]) -> None:
-        """Notes kinds and methods, within a transaction."""
-        for origin in {(k.kind, k.method) for k in keys} - self._origins.keys():
+    def _tell(self, artefacts: Sequence[tuple[Key, int, float]]) -> None:
+        """Notes kind, method, size and time of artefacts, within a transaction."""
+        for origin in {(k.kind, k.method) for k, _, _ in artefacts} - self._origins.keys():
             self._db.execute("INSERT OR IGNORE INTO origin (kind, method) VALUES (?, ?)", origin)
             [(number,)] = self._db.execute("SELECT id FROM origin WHERE kind = ? AND method = ?", origin)
             self._origins[origin] = number
         self._db.executemany(
-            "INSERT OR IGNORE INTO about VALUES (?, ?)", [(str(k), self._origins[k.kind, k.method]) for k in keys]
+            "INSERT OR REPLACE INTO about VALUES (?, ?, ?, ?)",
+            [(str(k), self._origins[k.kind, k.method], size, made) for k, size, made in artefacts],
         )
 
     @staticmethod
@@ -375,7 +396,7 @@ class Store:
             return Turn(str(identity), int(turn or 0))
 
         try:
-            return self._at_once(write)
+            return self.at_once(write)
         except sqlite3.DatabaseError as error:
             raise self._fault(error) from error
 
@@ -387,14 +408,9 @@ class Store:
         asked = list(dict.fromkeys(k for part in self._asked or () for k in part))
         keys = short(asked).astype(">u8").tobytes() if asked else b""
         try:
-            [(told, there)] = self._patiently(
-                lambda: self._db.execute("SELECT (SELECT COUNT(*) FROM about), (SELECT COUNT(*) FROM artefact)").fetchall()
-            )
-            # artefacts of an older version: what they are is known now
-            untold = [k for k in asked if isinstance(k, Key) and k.kind] if told < there else []
-            if untold:
-                here = self.present(untold)
-                untold = [k for k in untold if k in here]
+            [(told, there)] = self.ask("SELECT (SELECT COUNT(*) FROM about), (SELECT COUNT(*) FROM artefact)")
+            # of artefacts of an older version it is known now what they are
+            untold = self._untold(asked) if told < there else []
 
             def write() -> None:
                 self._tell(untold)
@@ -410,21 +426,29 @@ class Store:
                 if replaces is not None and replaces.store == turn.store:
                     self._db.execute("DELETE FROM run WHERE turn = ? AND turn < ?", (replaces.turn, turn.turn))
 
-            self._at_once(write)
+            self.at_once(write)
         except sqlite3.DatabaseError as error:
             raise self._fault(error) from error
+
+    def _untold(self, asked: Sequence[str]) -> list[tuple[Key, int, float]]:
+        """Artefacts of which nothing was noted yet: key, size, time."""
+        known = {str(k): k for k in asked if isinstance(k, Key) and k.kind}
+        out = []
+        keys = list(known)
+        for start in range(0, len(keys), 500):
+            part = keys[start : start + 500]
+            marks = ",".join("?" * len(part))
+            out += self.ask(
+                f"SELECT key, size, made FROM artefact WHERE key IN ({marks}) AND key NOT IN (SELECT key FROM about)", part
+            )
+        return [(known[k], size, made) for k, size, made in out]
 
     # -- housekeeping ------------------------------------------------------------------------------------------
     def info(self) -> dict[str, int]:
         """Number of artefacts, bytes in them, and free bytes on the disk."""
         import shutil
 
-        try:
-            [(count, size)] = self._patiently(
-                lambda: self._db.execute("SELECT COUNT(*), COALESCE(SUM(size), 0) FROM artefact").fetchall()
-            )
-        except sqlite3.DatabaseError as error:
-            raise self._fault(error) from error
+        [(count, size)] = self.ask("SELECT COUNT(*), COALESCE(SUM(size), 0) FROM artefact")
         return {"artefacts": count, "bytes": size, "free": shutil.disk_usage(self.folder).free}
 
     def close(self) -> None:
@@ -436,6 +460,15 @@ class Store:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def in_use(folder: Path) -> InputError:
+    """The error for a store that is to be changed by one who must be alone, and is not."""
+    others = ", ".join(map(str, holders(folder / IN_USE)))
+    return InputError(
+        f"the store {folder} is in use{f' (process {others})' if others else ''}",
+        "wait until the runs that use it are done; nothing was changed",
+    )
 
 
 def _busy(error: sqlite3.Error) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from deidbench import __version__
+from deidbench.cli_cache import cache
 from deidbench.cli_check import check
 from deidbench.cli_data import data as data_sets
 from deidbench.cli_recipes import recipe
@@ -608,7 +609,7 @@ def doctor(as_json: bool) -> None:
     sys.exit(ExitCode.OK if findings["healthy"] else ExitCode.NEGATIVE)
 
 
-for _command in (check, compare, data_sets, gate, history, recipe):
+for _command in (cache, check, compare, data_sets, gate, history, recipe):
     cli.add_command(_command)
 
 
