@@ -301,7 +301,7 @@ class TorchScriptFile(ModelFile):
         if self.device == "cuda" and wanted == "cpu":
             raise InputError(f"{self.name}: device = 'cuda', but torch finds no GPU", "device = 'auto' or 'cpu'")
         try:
-            self._model = torch.jit.load(str(path), map_location=wanted).eval()
+            self._model = torch.jit.load(str(path), map_location=wanted).eval()  # type: ignore[no-untyped-call]
         except Exception as error:  # a broken archive raises RuntimeError, UnpicklingError and others
             raise InputError(
                 f"{self.name}: {path} is no TorchScript file: {str(error).splitlines()[0][:200] if str(error) else error!r}",

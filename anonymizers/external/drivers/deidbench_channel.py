@@ -72,10 +72,10 @@ class Channel:
             yield self.requests.get()
 
     def source(self, request: dict[str, Any]) -> Path:
-        return self._exchange / "in" / request["name"]
+        return self._exchange / "in" / str(request["name"])
 
     def target(self, request: dict[str, Any]) -> Path:
-        return self._exchange / "out" / request["name"]
+        return self._exchange / "out" / str(request["name"])
 
 
 def drive(

@@ -21,26 +21,28 @@ class Program:
 
     def __init__(self, device: str) -> None:
         sys.path.insert(0, str(Path.cwd()))
-        import face_alignment
-        import torch
-        from diffusers import AutoencoderKL, DDPMScheduler
-        from src.diffusers.models.referencenet.referencenet_unet_2d_condition import ReferenceNetModel
-        from src.diffusers.models.referencenet.unet_2d_condition import UNet2DConditionModel
-        from src.diffusers.pipelines.referencenet.pipeline_referencenet import StableDiffusionReferenceNetPipeline
-        from transformers import CLIPImageProcessor, CLIPVisionModel
-        from utils.anonymize_faces_in_image import anonymize_faces_in_image
+        from importlib import import_module
 
+        face_alignment: Any = import_module("face_alignment")
+        torch: Any = import_module("torch")
+        diffusers: Any = import_module("diffusers")
+        transformers: Any = import_module("transformers")
+        models = "src.diffusers.models.referencenet"
+        Reference: Any = import_module(f"{models}.referencenet_unet_2d_condition").ReferenceNetModel
+        UNet: Any = import_module(f"{models}.unet_2d_condition").UNet2DConditionModel
+        pipeline: Any = import_module("src.diffusers.pipelines.referencenet.pipeline_referencenet")
+        anonymize_faces_in_image: Any = import_module("utils.anonymize_faces_in_image").anonymize_faces_in_image
         self._torch, self._anonymize = torch, anonymize_faces_in_image
-        pipe = StableDiffusionReferenceNetPipeline(
-            unet=UNet2DConditionModel.from_pretrained(FACE, subfolder="unet", use_safetensors=True),
-            referencenet=ReferenceNetModel.from_pretrained(FACE, subfolder="referencenet", use_safetensors=True),
-            conditioning_referencenet=ReferenceNetModel.from_pretrained(
+        pipe = pipeline.StableDiffusionReferenceNetPipeline(
+            unet=UNet.from_pretrained(FACE, subfolder="unet", use_safetensors=True),
+            referencenet=Reference.from_pretrained(FACE, subfolder="referencenet", use_safetensors=True),
+            conditioning_referencenet=Reference.from_pretrained(
                 FACE, subfolder="conditioning_referencenet", use_safetensors=True
             ),
-            vae=AutoencoderKL.from_pretrained(DIFFUSION, subfolder="vae", use_safetensors=True),
-            feature_extractor=CLIPImageProcessor.from_pretrained(CLIP, use_safetensors=True),
-            image_encoder=CLIPVisionModel.from_pretrained(CLIP, use_safetensors=True),
-            scheduler=DDPMScheduler.from_pretrained(DIFFUSION, subfolder="scheduler", use_safetensors=True),
+            vae=diffusers.AutoencoderKL.from_pretrained(DIFFUSION, subfolder="vae", use_safetensors=True),
+            feature_extractor=transformers.CLIPImageProcessor.from_pretrained(CLIP, use_safetensors=True),
+            image_encoder=transformers.CLIPVisionModel.from_pretrained(CLIP, use_safetensors=True),
+            scheduler=diffusers.DDPMScheduler.from_pretrained(DIFFUSION, subfolder="scheduler", use_safetensors=True),
         )
         self._pipe = pipe.to(device)
         self._faces = face_alignment.FaceAlignment(face_alignment.LandmarksType.TWO_D, face_detector="sfd", device=device)

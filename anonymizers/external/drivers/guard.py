@@ -4,6 +4,8 @@ Standard input is a pipe that deidbench holds open.  Where it closes (deidbench 
 folder are deleted, and the command is killed with all that it started.  The exit code is the command's.
 """
 
+from __future__ import annotations
+
 import os
 import shutil
 import signal
@@ -12,7 +14,7 @@ import sys
 import threading
 
 
-def watch(exchange):  # type: ignore[no-untyped-def]
+def watch(exchange: str) -> None:
     while os.read(0, 1 << 16):
         pass
     for part in ("in", "out", "work"):
@@ -22,7 +24,7 @@ def watch(exchange):  # type: ignore[no-untyped-def]
     os._exit(1)
 
 
-def main(exchange, command):  # type: ignore[no-untyped-def]
+def main(exchange: str, command: list[str]) -> None:
     threading.Thread(target=watch, args=(exchange,), daemon=True).start()
     try:
         code = subprocess.call(command, stdin=subprocess.DEVNULL)
