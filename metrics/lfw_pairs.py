@@ -227,6 +227,76 @@ def bootstrap_scores(scores: Scores, same: Flags, a: Places, b: Places, draws: n
     return out[0], out[1]
 
 
+def _genuine(
+    by: Mapping[str, Places],
+    several: Sequence[str],
+    wanted: int,
+    rng: np.random.Generator,
+    seen: set[tuple[int, int]] | None = None,
+) -> list[tuple[int, int]]:
+    """So many new pairs of images of one person.  several: persons with two images or more.  seen: pairs that there are."""
+    known = set(seen or ())
+    new: set[tuple[int, int]] = set()
+    while len(new) < wanted:
+        i, j = sorted(rng.choice(by[several[int(rng.integers(len(several)))]], 2, replace=False).tolist())
+        new |= {(i, j)} - known
+    return sorted(new)
+
+
+def _impostors(
+    by: Mapping[str, Places],
+    people: Sequence[str],
+    wanted: int,
+    rng: np.random.Generator,
+    seen: set[tuple[int, int]] | None = None,
+) -> list[tuple[int, int]]:
+    """So many new pairs of images of two persons."""
+    known = set(seen or ())
+    new: set[tuple[int, int]] = set()
+    while len(new) < wanted:
+        p, q = rng.choice(len(people), 2, replace=False)
+        i, j = sorted((int(rng.choice(by[people[p]])), int(rng.choice(by[people[q]]))))
+        new |= {(i, j)} - known
+    return sorted(new)
+
+
+def _possible(by: Mapping[str, Places], people: Sequence[str]) -> tuple[int, int]:
+    """How many genuine and impostor pairs these people's images make."""
+    images = np.array([len(by[p]) for p in people], np.int64)
+    return int((images * (images - 1)).sum() // 2), int((images.sum() ** 2 - (images**2).sum()) // 2)
+
+
+def filled(trials: Trials, subjects: npt.NDArray[np.str_], seed: int) -> Trials:
+    """Every fold with as many pairs of one kind as of the other: the scarcer kind is drawn by the recipe, of the fold's own people
+    and their images at hand, as far as they go.
+    """
+    by = {p: np.flatnonzero(subjects == p) for p in np.unique(subjects)}
+    added: list[tuple[int, int, int, bool]] = []
+    for k in np.unique(trials.fold).tolist():
+        here = trials.fold == k
+        i, j = trials.first[here], trials.second[here]
+        seen = {(min(x), max(x)) for x in zip(i.tolist(), j.tolist(), strict=True)}
+        people = sorted({*subjects[i].tolist(), *subjects[j].tolist()})
+        genuine = int(trials.same[here].sum())
+        impostor = int(here.sum()) - genuine
+        rng = np.random.default_rng([seed, int(k), 1])
+        room = _possible(by, people)
+        if impostor < genuine:
+            lack = min(genuine, room[1]) - impostor
+            added += [(x, y, int(k), False) for x, y in _impostors(by, people, lack, rng, seen)]
+        else:
+            several = [p for p in people if len(by[p]) > 1]
+            lack = min(impostor, room[0]) - genuine
+            added += [(x, y, int(k), True) for x, y in _genuine(by, several, lack, rng, seen)]
+    columns = np.array(added, np.intp).reshape(-1, 4)
+    return Trials(
+        np.concatenate([trials.first, columns[:, 0]]),
+        np.concatenate([trials.second, columns[:, 1]]),
+        np.concatenate([trials.fold, columns[:, 2]]),
+        np.concatenate([trials.same, columns[:, 3].astype(np.bool_)]),
+    )
+
+
 def draw(ids: Sequence[str], subjects: npt.NDArray[np.str_], folds: int, per_fold: int, seed: int) -> Trials:
     """Pairs by LFW's recipe (Huang et al. 2007) from the images at hand; nothing but these and the seed decides.
 
@@ -240,22 +310,10 @@ def draw(ids: Sequence[str], subjects: npt.NDArray[np.str_], folds: int, per_fol
     for k in range(folds):
         mine = order[k::folds]
         several = [p for p in mine if len(by[p]) > 1]
-        images = np.array([len(by[p]) for p in mine])
-        genuine = int(sum(len(by[p]) * (len(by[p]) - 1) // 2 for p in several))
-        impostor = int((images.sum() ** 2 - (images**2).sum()) // 2)
-        wanted = min(per_fold, genuine, impostor)
+        wanted = min(per_fold, *_possible(by, mine))
         rng = np.random.default_rng([seed, k])
-        seen: set[tuple[int, int]] = set()
-        while len(seen) < wanted:
-            i, j = rng.choice(by[several[int(rng.integers(len(several)))]], 2, replace=False)
-            seen.add((int(min(i, j)), int(max(i, j))))
-        rows += [(i, j, k, True) for i, j in sorted(seen)]
-        seen = set()
-        while len(seen) < wanted:
-            p, q = rng.choice(len(mine), 2, replace=False)
-            i, j = int(rng.choice(by[mine[p]])), int(rng.choice(by[mine[q]]))
-            seen.add((min(i, j), max(i, j)))
-        rows += [(i, j, k, False) for i, j in sorted(seen)]
+        rows += [(i, j, k, True) for i, j in _genuine(by, several, wanted, rng)]
+        rows += [(i, j, k, False) for i, j in _impostors(by, mine, wanted, rng)]
     columns = np.array(rows, np.intp).reshape(-1, 4)
     return Trials(columns[:, 0], columns[:, 1], columns[:, 2], columns[:, 3].astype(np.bool_))
 
@@ -275,6 +333,8 @@ class LfwPairs(Metric):
     pairs: a file like LFW's ``pairs.txt``; "" takes the data set's own (``lfw``); "drawn" draws balanced pairs from the images at
         hand by LFW's recipe, on any data set with persons.
     folds, per_fold: of drawn pairs.
+    fill: True draws, where the images at hand leave a fold of a list with fewer pairs of one kind, the others by the same recipe
+        among the fold's people.  The figure is then no longer that of the list, and says so.
 
     Attackers: ``ignorant`` has a clear first and an anonymised second image, ``lazy-informed`` anonymises both.  On the control
     row ``original`` both are the figure that recognisers publish.  Pairs of a list whose images are not at hand are left out and
@@ -292,10 +352,11 @@ class LfwPairs(Metric):
         Quantity(f"{FAMILY}.auc", "Area under the ROC curve on the pairs", "rate", False, "privacy", FAMILY),
     )
 
-    def __init__(self, pairs: str = "", folds: int = FOLDS, per_fold: int = PER_FOLD) -> None:
+    def __init__(self, pairs: str = "", folds: int = FOLDS, per_fold: int = PER_FOLD, fill: bool = False) -> None:
         self.pairs = pairs
         self.folds = folds
         self.per_fold = per_fold
+        self.fill = fill
 
     def bind(self, dataset: Dataset) -> None:
         """Reads the list of pairs.  Raises MissingError where there is none, InputError for one that is not usable."""
@@ -332,7 +393,7 @@ class LfwPairs(Metric):
         if self.pairs == DRAWN:
             return {"pairs": DRAWN, "folds": self.folds, "per_fold": self.per_fold}
         text = "\n".join(f"{p.fold}\t{p.first}\t{p.second}\t{p.same}" for p in getattr(self, "pairs_", ()))
-        return {"pairs": hashlib.sha256(text.encode()).hexdigest()}
+        return {"pairs": hashlib.sha256(text.encode()).hexdigest(), **({"fill": True} if self.fill else {})}
 
     def score(self, clear: Table, anonymised: Table, protocol: Protocol, background: Background = NO_BACKGROUND) -> Findings:
         """clear, anonymised: the same images in the same order.  Raises InputError where they are not."""
@@ -376,7 +437,11 @@ class LfwPairs(Metric):
         trials = Trials(columns[:, 0], columns[:, 1], columns[:, 2], columns[:, 3].astype(np.bool_))
         total, every = len(np.unique(trials.fold)), len({p.fold for p in listed})
         of = "all" if trials.n == len(listed) else f"{trials.n:,} of"
-        return trials, f"{of} {len(listed):,} pairs, {total} of {every} folds"
+        said = f"{of} {len(listed):,} pairs, {total} of {every} folds"
+        if not self.fill:
+            return trials, said
+        whole = filled(trials, clear.subjects, protocol.seed)
+        return whole, f"{said}, and {whole.n - trials.n:,} drawn"
 
 
 class _Attack:

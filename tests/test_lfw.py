@@ -15,11 +15,13 @@ from deidbench.errors import InputError, MissingError
 from deidbench.metrics.base import Protocol, Table
 from deidbench.metrics.lfw_pairs import (
     LfwPairs,
+    Trials,
     Verdicts,
     accuracy_interval,
     best_threshold,
     bootstrap_scores,
     draw,
+    filled,
     judge,
     replicated,
     weights,
@@ -402,6 +404,26 @@ def test_drawn_pairs_follow_the_recipe() -> None:
     assert alone.n == 0
 
 
+def test_folds_that_lost_one_kind_are_filled() -> None:
+    """Of the fold's own people, no pair twice, and nothing is drawn where nothing lacks."""
+    subjects = np.array([f"p{i}" for i in range(8) for _ in range(3)])
+    rows = [(0, 1, 0, 1), (3, 4, 0, 1), (6, 7, 0, 1), (0, 3, 0, 0), (12, 15, 1, 0), (13, 18, 1, 0), (12, 13, 1, 1)]
+    columns = np.array(rows, np.intp)
+    t = Trials(columns[:, 0], columns[:, 1], columns[:, 2], columns[:, 3].astype(np.bool_))
+    whole = filled(t, subjects, 3)
+    assert whole.n == 10 and all(np.array_equal(x[:7], y) for x, y in zip(whole, t, strict=True)), "the listed ones stay"
+    for k in (0, 1):
+        here = whole.fold == k
+        assert whole.same[here].sum() == (~whole.same[here]).sum()
+        people = set(subjects[t.first[t.fold == k]]) | set(subjects[t.second[t.fold == k]])
+        assert set(subjects[whole.first[here]]) | set(subjects[whole.second[here]]) <= people
+    assert np.array_equal(whole.same, subjects[whole.first] == subjects[whole.second])
+    assert len({(min(i, j), max(i, j)) for i, j in zip(whole.first, whole.second, strict=True)}) == 10
+    assert filled(whole, subjects, 3).n == 10
+    alone = Trials(np.array([0, 1, 0]), np.array([1, 2, 2]), np.zeros(3, np.intp), np.ones(3, np.bool_))
+    assert filled(alone, subjects, 0).n == 3, "one person makes no pair of two"
+
+
 # -------------------------------------------------------------------------------------------------------------- the metric
 
 
@@ -487,6 +509,10 @@ def test_a_part_of_the_images_uses_a_part_of_the_pairs(metric: LfwPairs, faces: 
     clear = table(x, ids, "clear").take(keep)
     rows = metric.score(clear, clear, PROTOCOL).rows
     assert pick(rows, "accuracy").comparison == "8 of 12 pairs, 2 of 2 folds" and pick(rows, "accuracy").value == 1.0
+    metric.fill = True
+    row = pick(metric.score(clear, clear, PROTOCOL).rows, "accuracy")
+    assert row.comparison.startswith("8 of 12 pairs, 2 of 2 folds, and ") and row.value == 1.0 and metric.params()["fill"]
+    metric.fill = False
     none = metric.score(clear.take(np.arange(1)), clear.take(np.arange(1)), PROTOCOL).rows
     assert pick(none, "accuracy").value is None and pick(none, "accuracy").reason.startswith("none of the listed pairs")
 
