@@ -75,7 +75,9 @@ def read_label(data: bytes, where: str) -> int:
         value = array.reshape(-1)[0]
         text = value.decode("ascii") if isinstance(value, bytes) else str(value)
         number = float(text)
-    except (ValueError, EOFError, OSError, UnicodeDecodeError, MemoryError, RecursionError, OverflowError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # numpy lets out what Python's tokenizer and memory say of a damaged header
         said = "an array of objects, which is never unpickled" if "pickle" in str(error).lower() else f"no label ({error})"
         raise InputError(f"{where} holds {said}", remedy) from None
     if number not in CODES and number not in NO_EMOTION:
