@@ -77,8 +77,8 @@ class Processes:
             self._pool = ProcessPoolExecutor(
                 self.workers,
                 mp_context=multiprocessing.get_context("spawn"),
-                initializer=self._initialise,
-                initargs=self._arguments,
+                initializer=_begin,
+                initargs=(self._initialise, self._arguments),
             )
         return self._pool
 
@@ -118,6 +118,26 @@ class Processes:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
+
+
+def _begin(initialise: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """The first thing in a worker: it goes down with the process that started it, and is then made ready.
+
+    A worker waits for tasks on a pipe whose other end its brothers hold too, so it would wait for ever, with all its models.
+    """
+    import multiprocessing
+    import threading
+    from multiprocessing.connection import wait
+
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def watch(sentinel: int = parent.sentinel) -> None:
+            wait([sentinel])
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+    initialise(*arguments)
 
 
 @contextmanager
