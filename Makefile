@@ -2,7 +2,7 @@
 #   make demo    installs into .venv and compares the built-in anonymizers on the bundled faces
 #   make test    installs into .venv and passes the tests
 # and for who works on it: make gate (is the checkpoint as good as the committed reference?), make lint, make slow, make bench,
-#   make docs (docs/_build/html/index.html)
+#   make docs (docs/_build/html/index.html), make fuzz (readers of files, coverage-guided)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -12,7 +12,7 @@ UV     := $(BIN)/uv pip install --python $(BIN)/python $(FROM)
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check $(FROM)
 READY  := $(VENV)/.ready
 
-.PHONY: demo test slow lint bench gate docs docs-linkcheck install clean
+.PHONY: demo test slow lint bench gate fuzz docs docs-linkcheck install clean
 .DEFAULT_GOAL := demo
 
 install: $(READY)
@@ -43,6 +43,12 @@ gate: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# Every reader of files for ten minutes or a million files each, what breaks it kept in results/fuzz: make fuzz READERS="image manifest" SECONDS=60
+SECONDS := 600
+fuzz: $(READY)
+	$(UV) 'atheris>=2.3' || $(PIP) 'atheris>=2.3' || echo "without atheris: blind damage"
+	$(BIN)/python tests/fuzz/fuzz_run.py $(READERS) --seconds $(SECONDS)
 
 bench: $(READY)
 	$(BIN)/python -m pytest tests/benchmarks -m "slow or not slow" --benchmark-only
