@@ -50,9 +50,8 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     "--list", is_flag=True, is_eager=True, expose_value=False, callback=_list, help="List the checks, and what each asks for."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.pass_context
 def check(
-    context: click.Context, target: str, params: Sequence[str], data: Path | None, only: Sequence[str], quick: bool,
+    target: str, params: Sequence[str], data: Path | None, only: Sequence[str], quick: bool,
     timeout: float, strict: bool, control: bool, badge_file: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Does an anonymizer keep the contract?
@@ -114,7 +113,7 @@ def check(
         _left_out(screen, results)
         _stories(screen, results)
         screen.print()
-        screen.print(words, style=f"bold {colour}", markup=False, soft_wrap=True)
+        screen.print(words, style=f"bold {'default' if colour == 'grey' else colour}", markup=False, soft_wrap=True)
     if badge_file is not None:
         from deidbench.badge import badge
         from deidbench.report.view import write_atomically
@@ -124,7 +123,7 @@ def check(
         click.echo(f"badge: {badge_file}", err=as_json)
     failed = [r for r in results if not r.good or (strict and r.verdict == "warned")]
     if any(r.missing for r in results):
-        context.exit(ExitCode.MISSING)
+        sys.exit(ExitCode.MISSING)
     sys.exit(ExitCode.NEGATIVE if failed else ExitCode.OK)
 
 
@@ -137,6 +136,8 @@ def counts(results: Sequence[Result]) -> tuple[int, int]:
 def summary(about: About | None, target: str, results: Sequence[Result]) -> tuple[str, str]:
     """The line at the end, and its colour."""
     good, total = counts(results)
+    if any(r.missing for r in results):
+        return f"deidbench contract not tried - {target} - something that it needs is not here", "grey"
     warned = sum(r.verdict == "warned" for r in results)
     name = f"{about.name} {about.version}" if about else target
     parts = [

@@ -540,6 +540,8 @@ def run_alone(check: Check, trial: Trial) -> Result:
     words = Result(check.name, finding.verdict, finding.words, seconds=seconds, figures=finding.figures, missing=missing)
     if finding.verdict in (Verdict.PASSED, Verdict.SKIPPED):
         return words
+    if missing:
+        return replace(words, mend=finding.mend)
     return replace(words, expected=check.expected, why=check.why, mend=finding.mend or check.mend)
 
 

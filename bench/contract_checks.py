@@ -432,12 +432,11 @@ def face_entries(trial: Trial) -> Finding:
                 return failed(f"{result.id!r}: {face!r} is no FaceResult with a Status")
             if face.box is None:
                 continue
+            box = tuple(round(v, 1) if isinstance(v, float) else v for v in face.box)
             if len(face.box) != 4 or not all(math.isfinite(v) for v in face.box):
-                return failed(f"{result.id!r}: the box {tuple(face.box)} is not four finite numbers")
+                return failed(f"{result.id!r}: the box {box} is not four finite numbers")
             if not (face.box[0] < face.box[2] and face.box[1] < face.box[3]):
-                return failed(
-                    f"{result.id!r}: the box {tuple(face.box)} is empty; it is (x0, y0, x1, y1), not (x, y, width, height)"
-                )
+                return failed(f"{result.id!r}: the box {box} is empty; it is (x0, y0, x1, y1), not (x, y, width, height)")
         if result.status is Status.OK and trial.given.needs_faces:
             lacking += len(result.faces) != len(item.faces or ())
     if lacking:

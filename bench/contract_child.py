@@ -30,6 +30,7 @@ from deidbench.contract import Check, Result, Verdict, chosen, faces_of, is_ours
 from deidbench.errors import DeidbenchError, ExitCode, InputError, MissingError
 
 if TYPE_CHECKING:
+    from deidbench.anonymizers.base import Anonymizer
     from deidbench.contract_faces import Material
 
 #: Seconds for a new child to import deidbench, beside the time that it has for the plug-in.
@@ -120,11 +121,14 @@ class Apart:
         self._material = material
         self._send(pickle.dumps(material))
         bad: set[str] = set()
+        missing = ""
         for check in wanted:
-            broken = next((name for name in check.needs if name in bad), None)
+            broken = missing or next((name for name in check.needs if name in bad), None)
             result = untried(check, broken) if broken else self._one(check)
             if not result.good:
                 bad.add(check.name)
+            if result.missing:  # what is not installed is told once
+                missing = check.name
             yield result
 
     def _one(self, check: Check) -> Result:
@@ -283,6 +287,16 @@ def _read(pipe: BinaryIO) -> Any:
     return pickle.loads(pipe.read(struct.unpack("!Q", head)[0])) if len(head) == 8 else None
 
 
+def _accepted(anonymizer: Anonymizer) -> None:
+    """Raises InputError for parameters that the method itself refuses; anything else that it raises is for the checks."""
+    try:
+        anonymizer.validate()
+    except DeidbenchError:
+        raise
+    except Exception:
+        return
+
+
 def _own_input() -> BinaryIO:
     """The parent's pipe on a descriptor of its own; a plug-in that reads standard input finds it empty."""
     pipe = os.fdopen(os.dup(0), "rb")
@@ -324,6 +338,8 @@ def main(answers: int, folder: Path) -> None:
     try:
         with watched():
             anonymizer = create(request.target, dict(request.params))
+            with contextlib.suppress(MissingError):  # the check 'loads' says so
+                _accepted(anonymizer)
             params = {}
             with contextlib.suppress(AttributeError):  # the check 'parameters' says so
                 params = anonymizer.params()

@@ -55,7 +55,7 @@ LEAK_BYTES = 4 << 20
     "again",
     expected="the same items with the same seeds give the same pictures, call after call",
     why="a result that nobody can repeat is no result; kept results and new ones would be mixed",
-    mend="rng = np.random.default_rng(item.seed)   # draw from it, and from nothing else",
+    mend="rng = np.random.default_rng(item.seed)   # draw from it and from nothing else, with deterministic = False",
     needs=["images"],
 )
 def again(trial: Trial) -> Finding:

@@ -43,6 +43,8 @@ def find_class(target: str) -> type[Anonymizer]:
         path, name = _split_file(target)
         return _named(_class_in(_from_file(Path(path)), name, target))
     module, colon, name = target.partition(":")
+    if not colon and target not in kinds.anonymizers and Path(f"{target}.py").is_file():
+        raise InputError(f"unknown anonymizer {target!r}", f"did you mean the file {target}.py?")
     if not colon or target in kinds.anonymizers:
         return kinds.anonymizers.get(target)
     if not re.fullmatch(r"[A-Za-z_][\w.]*", module) or not re.fullmatch(r"[A-Za-z_][\w.]*", name):

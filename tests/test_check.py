@@ -664,6 +664,8 @@ def test_targets(plugins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert find_class(str(single)).__name__ == "Only"
     monkeypatch.chdir(tmp_path)
     assert find_class("single_method:Only").__name__ == "Only"
+    with pytest.raises(InputError, match="did you mean the file single_method.py"):
+        find_class("single_method")
     hidden = tmp_path / "json.py"  # a name that Python's own library has
     hidden.write_text("from plugins_on_trial import Good\nclass Mine(Good):\n    'x'\n")
     assert find_class(str(hidden)).__module__ == "checked_json"
@@ -726,10 +728,16 @@ def test_the_command_for_scripts_with_a_badge(plugins: Path, tmp_path: Path) -> 
         (["blur", "--only", "bach"], ExitCode.USAGE, "did you mean 'batch'"),
         (["blur", "--data", "/no/such/folder"], ExitCode.USAGE, "no such folder"),
         (["blur", "--timeout", "0"], ExitCode.USAGE, "is no time"),
+        (["onnx"], ExitCode.USAGE, "onnx: path names no file"),
         (["{file}:Good", "--param", "amuont=1"], ExitCode.USAGE, "it takes: amount"),
+        (["{file}:Good", "--param", "amount=7"], ExitCode.USAGE, "amount is a number above 0 up to 1"),
         (["{folder}/broken.py"], ExitCode.MISSING, "No module named 'not_installed_here' (broken.py, line 2, in <module>)"),
         (["{folder}/dies.py"], ExitCode.MISSING, "making an instance ended the process by SIGABRT (dies.py, line 2"),
-        (["{file}:Missing", "--only", "loads"], ExitCode.MISSING, "fetch weights.bin"),
+        (
+            ["{file}:Missing"],
+            ExitCode.MISSING,
+            "deidbench contract not tried - {file}:Missing - something that it needs is not",
+        ),
     ],
 )
 def test_exit_codes(
@@ -742,7 +750,7 @@ def test_exit_codes(
         cli.main(["check", *given])
     out, err = capsys.readouterr()
     assert stopped.value.code == code
-    assert words in " ".join((out + err).split())
+    assert words.format(file=plugins) in " ".join((out + err).split())
     assert "Traceback" not in out + err
 
 
