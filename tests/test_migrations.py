@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 
 from deidbench import cli, migrations, records
-from deidbench.across import across
 from deidbench.comparable import differences, sound
 from deidbench.compare import compare
 from deidbench.errors import InputError, MissingError
@@ -21,6 +20,7 @@ from deidbench.gate import gate, load_margins
 from deidbench.migrations import STEPS, Step, interrupted, kept, migrate_record, migrate_table, upgrade
 from deidbench.records import SCHEMA_VERSION, Row, columns_of, read_record, read_run
 from deidbench.report.view import View
+from deidbench.scored import check
 
 OLD_RUNS = Path(__file__).parent / "old_runs"
 OLD = sorted(p for p in OLD_RUNS.iterdir() if p.is_dir())
@@ -131,7 +131,7 @@ def test_protocols_of_older_runs_compare() -> None:
     assert not [d for d in found.refuse if d.startswith("attacker-train data")]
     assert [d for d in found.refuse if d.startswith("protocol.name")], "another protocol is another protocol"
     with pytest.raises(InputError, match=r"differ in protocol\.name"):
-        across([first, second])
+        check([first, second], across=True)
 
 
 def test_a_newer_run_is_refused_with_the_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
