@@ -664,7 +664,7 @@ def test_targets(plugins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert find_class(str(single)).__name__ == "Only"
     monkeypatch.chdir(tmp_path)
     assert find_class("single_method:Only").__name__ == "Only"
-    with pytest.raises(InputError, match="did you mean the file single_method.py"):
+    with pytest.raises(InputError, match=r"did you mean the file single_method\.py"):
         find_class("single_method")
     hidden = tmp_path / "json.py"  # a name that Python's own library has
     hidden.write_text("from plugins_on_trial import Good\nclass Mine(Good):\n    'x'\n")

@@ -53,6 +53,29 @@ def test_its_parts_are_listed(installed: Path) -> None:
     assert "palette" in names["recognizers"]
 
 
+def test_its_name_travels_to_other_processes(installed: Path) -> None:
+    """A worker process imports the module and never asks the registry; without the name its fingerprint would be another one."""
+    make = (
+        "import pickle, sys; from deidbench import kinds\n"
+        "parts = [kinds.anonymizers.create('swirl', amount=0.7), kinds.recognizers.create('palette')]\n"
+        "print(pickle.dumps(parts).hex(), [p.fingerprint for p in parts])"
+    )
+    read = (
+        "import pickle, sys\n"
+        "parts = pickle.loads(bytes.fromhex(sys.argv[1]))\n"
+        "print([p.name for p in parts], parts[0].amount, [p.fingerprint for p in parts])"
+    )
+    variables = {**os.environ, "PYTHONPATH": str(installed)}
+
+    def run(*arguments: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-P", "-c", *arguments], capture_output=True, text=True, env=variables, check=True
+        ).stdout
+
+    data, _, marks = run(make).strip().partition(" ")
+    assert run(read, data).strip() == f"['swirl', 'palette'] 0.7 {marks}"
+
+
 def test_it_keeps_the_contract(installed: Path, tmp_path: Path) -> None:
     done = _deidbench(installed, "check", "swirl", "--quick", "--badge", str(tmp_path / "badge.svg"))
     assert done.returncode == 0, done.stdout + done.stderr
