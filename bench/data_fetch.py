@@ -21,7 +21,7 @@ from pathlib import Path, PureWindowsPath
 from typing import IO, TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from deidbench.errors import EnvironmentFault, InputError, MissingError
+from deidbench.errors import DeidbenchError, EnvironmentFault, InputError, MissingError
 from deidbench.weights import WeightFile
 
 if TYPE_CHECKING:
@@ -150,7 +150,9 @@ def _members(archive: Path) -> Iterator[Members]:
         else:
             with tarfile.open(archive) as tar:
                 yield _tar(archive, tar)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, RuntimeError) as error:
+    except (DeidbenchError, OSError):
+        raise
+    except Exception as error:  # zipfile and tarfile let out what zlib, lzma, struct and a name of no letters raise
         raise InputError(f"{archive} cannot be unpacked: {error}", broken) from error
 
 

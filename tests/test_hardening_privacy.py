@@ -299,7 +299,7 @@ def _holds(sheet: np.ndarray, original: np.ndarray, alike: float = 0.95) -> bool
     import cv2
 
     grey, part = (cv2.cvtColor(x, cv2.COLOR_RGB2GRAY) for x in (sheet, original))
-    for width in np.geomspace(40, 140, 28).round().astype(int).tolist():
+    for width in np.geomspace(36, 260, 64).round().astype(int).tolist():
         height = round(width * part.shape[0] / part.shape[1])
         if height <= grey.shape[0] and width <= grey.shape[1]:
             small = cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)

@@ -473,7 +473,7 @@ _PICKLE = (
     torch_seeds,
     words=_PICKLE,
     own=_zip_damaged,
-    code=("deidbench", "torch._weights_only_unpickler", "torch._utils"),
+    code=("deidbench",),
     slow=True,
 )
 def _torch(data: bytes, folder: Path) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 #: Seconds for one file, and bytes of memory above what the process had before the first one.
-HANG, FLOOD = 20.0, 2 << 30
+HANG, FLOOD = 60.0, 2 << 30
 
 
 def scratch() -> Path:
