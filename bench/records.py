@@ -46,17 +46,18 @@ CONVENTIONS = ("headline", "without_fta", "fta_as_miss")
 class Row:
     """One figure with its counts and interval.
 
-    dataset, method: which data set and which configured method (the method's unique label in the suite).
+    dataset: name of the data set.  method: the configured method's label, unique in the suite.
     metric: name of the quantity, e.g. ``reid.rank1``.  unit: ``rate`` (0..1), ``faces/s``, ...
     higher_is_better: for somebody who chooses an anonymizer; None where neither direction is.
     value: the figure, None where it cannot be computed (``reason`` says why).
     reason: why there is no figure, empty where there is one.
-    lo, hi: interval bounds, each None where it cannot be computed (``ci_reason`` says why, never 0 +- 0).
+    lo, hi: bounds of the interval, each None where it cannot be computed (``ci_reason`` says why, never 0 +- 0).
     ci_reason: why there is no interval, empty where there is one.
-    ci_level, ci_method: e.g. 0.95 and "person bootstrap, 10000 replicates, gallery fixed".
-    recognizer, attacker, convention, comparison: empty where they do not apply.
+    ci_level: level of the interval, e.g. 0.95.  ci_method: how it was made, e.g. "person bootstrap, 10000 replicates".
+    recognizer: the recogniser, or classifier, that looked.  attacker: who attacked.  convention: what failures count as.
+    comparison: who was compared with whom, or what a classifier learnt from.  Each of the four is empty where it does not apply.
     label: what the figure is about where one metric speaks of several things (an attribute, a group of persons).
-    n_images, n_persons: in the figure's denominator.  n_failed: images the method did not release.
+    n_images: images in the figure's denominator.  n_persons: persons in it.  n_failed: images the method did not release.
     n_fta: released images in which no face was found.
     threshold: similarity at or above which two images are taken for one person, for figures at a fixed threshold.
     realised_fmr: for figures at a fixed threshold, the FMR that the threshold really gave.
