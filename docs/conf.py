@@ -24,6 +24,9 @@ myst_heading_anchors = 4
 myst_dmath_double_inline = True
 myst_dmath_allow_space = False
 
+# -- is an option and "" an empty text, in docstrings and help: they stay as they are
+smartquotes = False
+
 html_theme = "furo"
 html_title = f"deidbench {release}"
 # the font of the formulas, where a reader has none for mathematics: free, with the table that says how brackets grow
@@ -40,7 +43,7 @@ pygments_dark_style = "github-dark"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True}
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import re
@@ -28,7 +29,7 @@ from sphinx.util.docutils import SphinxDirective
 logger = logging.getLogger(__name__)
 
 _INLINE = re.compile(
-    r"``(?P<code>.+?)``|:\w+(?::\w+)?:`(?P<role>.+?)`|(?<![\w*])\*(?P<em>[^\s*][^*\n]*?[^\s*]|[^\s*])\*(?![\w*])|`(?P<tick>[^`]+)`"
+    r"``(?P<code>.+?)``|:\w+(?::\w+)?:`(?P<role>.+?)`|(?:(?<=\s)|(?<=^))\*(?P<em>[^\s*][^*\n]*?[^\s*]|[^\s*])\*(?![\w*])|`(?P<tick>[^`]+)`"
     r"|(?P<doi>\bdoi[: ]\s?(?P<doi_at>10\.\d{4,9}/[^\s,;)]+[^\s,;).]))|(?P<arxiv>\barXiv[: ]\s?(?P<arxiv_at>\d{4}\.\d{4,5}))"
     r"|(?P<url>https?://[^\s,;)\"]+[^\s,;).\"])",
     re.IGNORECASE,
@@ -254,12 +255,14 @@ class Keys(SphinxDirective):
         left_out = self.options.get("leave-out", "").split()
         if silent := [n for n in said if not said[n] and n not in left_out]:
             raise self.error(f"{name} says nothing of: {', '.join(silent)}")
+        table_of_columns = not hasattr(cls, "model_fields")  # a dataclass: columns of a file, which have no defaults
         rows = []
         for field in said:
-            if field in left_out:
-                continue
-            kind, default = _type_and_default(cls, field)
-            rows.append((code(field), code(kind) if kind else "", default, said[field]))
+            if field not in left_out:
+                kind, default = _type_and_default(cls, field)
+                rows.append((code(field), code(kind), *(() if table_of_columns else (default,)), said[field]))
+        if table_of_columns:
+            return [table(("column", "type", "what it is"), rows, (20, 16, 64), "params")]
         return [table(("key", "type", "default", "what it is"), rows, (18, 16, 16, 50), "params")]
 
 
@@ -281,8 +284,7 @@ def _type_and_default(cls: Any, field: str) -> tuple[str, Cell]:
         value = info.get_default(call_default_factory=True)
         return kind, "its keys' own" if hasattr(value, "model_fields") else default_text(value) if value != {} else code("{}")
     (one,) = (f for f in dataclasses.fields(cls) if f.name == field)
-    value = one.default if one.default is not dataclasses.MISSING else inspect.Parameter.empty
-    return _type(one.type), "" if value is inspect.Parameter.empty else default_text(value)
+    return _type(one.type), ""
 
 
 _LIMITS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
@@ -371,11 +373,56 @@ class ExitCodes(SphinxDirective):
         return [table(("code", "meaning"), rows, (10, 90))]
 
 
-def _plain_bars(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """A bar in a docstring is an absolute value, never a substitution."""
+def _house_docstring(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """``a, b: text.  c: text`` in a docstring becomes a list, and a bar an absolute value, never a substitution."""
+    if what in ("class", "function", "method", "exception"):
+        names = [*getattr(thing, "__dataclass_fields__", ()), *getattr(thing, "_fields", ())]
+        with contextlib.suppress(TypeError, ValueError):  # of a built-in there is no signature
+            names += [p for p in inspect.signature(thing).parameters if p != "self"]
+        prose, told = described.entries("\n".join(lines), dict.fromkeys(names))
+        together: dict[str, list[str]] = {}
+        for entry, text in told.items():
+            together.setdefault(text, []).append(entry)
+        if together and not any(line.endswith("::") for line in lines):  # what a block belongs to stays before it
+            lines[:] = [*prose.splitlines(), "", *(f"- **{', '.join(e)}**: {text}" for text, e in together.items()), ""]
     for i, line in enumerate(lines):
         parts = line.split("``")
         lines[i] = "``".join(part.replace("|", "\\|") if k % 2 == 0 else part for k, part in enumerate(parts))
+
+
+def _readable_signature(
+    app: Sphinx, what: str, name: str, thing: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None] | None:
+    """A default that is made anew each time is no expression, and Sphinx would give up on the whole line."""
+    return (signature.replace("<factory>", "..."), returns) if signature and "<factory>" in signature else None
+
+
+def _shown_as_typed(app: Sphinx, context: Any, lines: list[str]) -> None:
+    """Blocks that a command's help keeps as they are (examples) stay so here; sphinx-click joins their spaces."""
+    out: list[str] = []
+    for line in lines:
+        if line.startswith("| "):
+            if not (out and out[-1].startswith("   ")):
+                out += ["", ".. code-block:: text", ""]
+            out.append(f"   {line[2:]}")
+        else:
+            out.append(line)
+    lines[:] = out
+
+
+def _whole_metavars(app: Sphinx, context: Any, lines: list[str]) -> None:
+    """sphinx-click strips brackets off their ends: ``NAME[/WHO]`` would end in the middle."""
+    for parameter in context.command.params:
+        word = getattr(parameter, "metavar", None)
+        if word and (bare := word.strip("<[{()}]>")) != word:
+            lines[:] = [line.replace(f"<{bare}>", f"<{word}>") for line in lines]
+
+
+def _no_leftovers(app: Sphinx, tree: nodes.document) -> None:
+    """A formula that the parser took for text (a line of it began with a dash, say) would stand on the page in LaTeX."""
+    for text in tree.findall(nodes.Text):
+        if isinstance(text.parent, nodes.paragraph) and re.search(r"\$(?![A-Z]{2})|\\[a-z]{2,}", text.astext()):
+            logger.warning("a formula was not recognised: %s", text.astext()[:80], location=text.parent)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -389,5 +436,10 @@ def setup(app: Sphinx) -> dict[str, Any]:
         ("exit-codes", ExitCodes),
     ):
         app.add_directive(name, directive)
-    app.connect("autodoc-process-docstring", _plain_bars)
+    app.connect("autodoc-process-docstring", _house_docstring)
+    app.connect("autodoc-process-signature", _readable_signature)
+    app.connect("sphinx-click-process-description", _shown_as_typed)
+    app.connect("sphinx-click-process-epilog", _shown_as_typed)
+    app.connect("sphinx-click-process-options", _whole_metavars)
+    app.connect("doctree-read", _no_leftovers)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
