@@ -16,7 +16,7 @@ from deidbench.cli_check import check
 from deidbench.cli_data import data as data_sets
 from deidbench.cli_recipes import recipe
 from deidbench.cli_verdicts import compare, gate, history
-from deidbench.errors import DeidbenchError, ExitCode, InputError
+from deidbench.errors import DeidbenchError, ExitCode, InputError, printable
 from deidbench.progress import console
 
 EXIT_CODES = """\b
@@ -171,7 +171,7 @@ def run(
         _summary(folder, written)
     if not as_json:
         for line in result.remarks():
-            click.echo(line, err=True)
+            click.echo(printable(line), err=True)
     _fail_strictly(found)
     if result.failed or result.unreadable:
         if not as_json:
@@ -249,7 +249,7 @@ def _run_collection(
             click.echo(f"\nThe whole comparison: {folder / 'paper.md'} (also .csv, .json, .tex)")
     errors = [(name, p.error) for name, p in parts.items() if p.error is not None]
     for name, error in errors:
-        click.echo(f"error: {name} stopped: {error}", err=True)
+        click.echo(printable(f"error: {name} stopped: {error}"), err=True)
     if errors:
         sys.exit(errors[0][1].exit_code)
     if not there:
@@ -356,13 +356,13 @@ def anonymize(
     counts = ", ".join(f"{n} {status}" for status, n in sorted(summary.counts.items()))
     click.echo(f"{summary.total} images: {counts}; {summary.written} written, {summary.skipped} were there already")
     for line in summary.problems[:10]:
-        click.echo(f"  {line.path}: {line.status}: {line.reason}", err=True)
+        click.echo(printable(f"  {line.path}: {line.status}: {line.reason}"), err=True)
     if len(summary.problems) > 10:
         click.echo(f"  ... and {len(summary.problems) - 10} more: {summary.status_file}", err=True)
     for ending, n in sorted(summary.ignored.items()):
-        click.echo(f"  not images, left alone: {n} {ending or 'without ending'}", err=True)
+        click.echo(printable(f"  not images, left alone: {n} {ending or 'without ending'}"), err=True)
     for link in summary.links:
-        click.echo(f"  not followed, it is a link to a folder: {link}", err=True)
+        click.echo(printable(f"  not followed, it is a link to a folder: {link}"), err=True)
     sys.exit(summary.exit_code)
 
 
@@ -626,7 +626,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         error.show()
         sys.exit(ExitCode.USAGE)
     except DeidbenchError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {printable(error)}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         with contextlib.suppress(OSError):

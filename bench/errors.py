@@ -6,6 +6,7 @@ what, and, in ``remedy``, what to type next.  Anything else that escapes is a bu
 
 from __future__ import annotations
 
+import unicodedata
 from enum import IntEnum
 
 
@@ -25,6 +26,14 @@ class ExitCode(IntEnum):
     ENVIRONMENT = 5
     #: Interrupted (Ctrl-C).  What was computed is kept; the same command goes on from there.
     INTERRUPTED = 130
+
+
+def printable(text: object) -> str:
+    """``text`` without characters that a terminal acts on: names of files and parts come from anybody.  Line ends stay."""
+    return "".join(
+        c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") or c in "\u200c\u200d" else "\ufffd"
+        for c in str(text)
+    )
 
 
 class DeidbenchError(Exception):

@@ -115,7 +115,8 @@ def _plain(text: str) -> str:
         kind = unicodedata.category(char)
         if char.isspace():
             out.append(" " if char != "\u00a0" else char)
-        elif kind in ("Cc", "Cs") or char in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f":
+        # invisible signs among which are those that turn the direction; joiners belong to scripts and to pictures of people
+        elif kind in ("Cc", "Cs") or (kind == "Cf" and char not in "\u200c\u200d") or ord(char) & 0xFFFE == 0xFFFE:
             out.append("\ufffd")
         else:
             out.append(char)
