@@ -241,11 +241,11 @@ class Store:
         """The artefact's bytes, or None where there is none (or it is damaged)."""
         return self.get_many([key]).get(key)
 
-    def get_many(self, keys: Iterable[str]) -> dict[str, bytes]:
-        """Those of ``keys`` that are there and whole."""
+    def get_many(self, keys: Iterable[str], *, note: bool = True) -> dict[str, bytes]:
+        """Those of ``keys`` that are there and whole.  note: they count as asked for."""
         found: dict[str, bytes] = {}
         wrong: dict[str, bytes] = {}
-        for k, digest, data in self._rows(keys, "key, sha256, data"):
+        for k, digest, data in self._rows(keys, "key, sha256, data", note=note):
             if (whole := self._whole(k, digest, data)) is None:
                 wrong[k] = digest
             else:
@@ -258,6 +258,12 @@ class Store:
             self.damaged += 1
             self._take_out(k, digest)
         return found
+
+    def check_asked(self) -> None:
+        """Looks at everything that was asked for so far (of a store that remembers), and takes out what is damaged."""
+        for part in list(self._asked or ()):
+            for start in range(0, len(part), 100):  # pictures may be large
+                self.get_many(part[start : start + 100], note=False)
 
     def _whole(self, k: str, digest: bytes, data: bytes | None) -> bytes | None:
         """An artefact's bytes, None unless they have the hash."""

@@ -244,6 +244,7 @@ class _Run:
                         "run the same command again; if it stays, the disk is failing, or the store is being pruned "
                         "by somebody else: deidbench cache verify",
                     ) from gone
+                self.store.check_asked()  # where one is damaged others may be: all of them are made anew at once
         raise AssertionError("unreachable")
 
     def _stages(self) -> int:
