@@ -34,6 +34,12 @@ def first_line(cls: type) -> str:
     return " ".join(text.split())
 
 
+def _licence(cls: type) -> str:
+    """The class's licence; of one whose parts each have their own (a recipe's), that."""
+    licence = getattr(cls, "licence", "")
+    return licence if isinstance(licence, str) else "each its own"
+
+
 def listing(kind: str) -> list[dict[str, Any]]:
     """One record per registered part of ``kind`` ("suites": per bundled suite)."""
     if kind == "suites":
@@ -78,6 +84,6 @@ def listing(kind: str) -> list[dict[str, Any]]:
             rows.append({"name": name, "what": f"cannot be used: {error.message}", "parameters": "", "licence": ""})
             continue
         rows.append(
-            {"name": name, "what": first_line(cls), "parameters": signature(cls), "licence": getattr(cls, "licence", "")}
+            {"name": name, "what": first_line(cls), "parameters": signature(cls), "licence": _licence(cls)}
         )
     return rows

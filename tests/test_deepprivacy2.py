@@ -457,8 +457,8 @@ def test_neutral_names_and_one_picture_at_a_time(
     monkeypatch.setattr(program.Resident, "ask", ask)
     anonymizer = make()
     anonymizer.anonymize(items(NORMAL, NORMAL))
-    assert [a["name"] for a in asked] == ["0000.png", "0001.png"]
-    assert [a["there"] for a in asked] == [["0000.png"], ["0001.png"]]
+    assert [a["name"] for a in asked] == ["000000.png", "000001.png"]
+    assert [a["there"] for a in asked] == [["000000.png"], ["000001.png"]]
     assert "person" not in json.dumps(asked)
 
 
