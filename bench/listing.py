@@ -83,7 +83,5 @@ def listing(kind: str) -> list[dict[str, Any]]:
         except DeidbenchError as error:  # an outside package that is broken is shown, not hidden
             rows.append({"name": name, "what": f"cannot be used: {error.message}", "parameters": "", "licence": ""})
             continue
-        rows.append(
-            {"name": name, "what": first_line(cls), "parameters": signature(cls), "licence": _licence(cls)}
-        )
+        rows.append({"name": name, "what": first_line(cls), "parameters": signature(cls), "licence": _licence(cls)})
     return rows
