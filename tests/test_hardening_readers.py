@@ -356,6 +356,41 @@ def test_finished_pictures_from_elsewhere_are_refused(tree: Path, tmp_path: Path
         FinishedFolder(str(tree)).fit([Sample("anna/1.png", Path(), "anna", "")])
 
 
+@pytest.mark.parametrize("place", ["../secret.bin", "absolute", "link.bin"])
+def test_models_read_weights_from_their_own_folder(tmp_path: Path, place: str) -> None:
+    """Of a recogniser; that of a method is tested beside it.  The same model with weights beside it runs."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    from deidbench.metrics.models.onnx_file import OnnxFile
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    weights = np.full((192, 16), 0.5, np.float32).tobytes()
+    for path in (tmp_path / "secret.bin", folder / "own.bin"):
+        path.write_bytes(weights)
+    (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[192, 16], data_location=TensorProto.EXTERNAL)
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 16])],
+        [tensor],
+    )
+    crops = np.full((1, 8, 8, 3), 200, np.uint8)
+    for location, good in (("own.bin", True), (str(tmp_path / "secret.bin") if place == "absolute" else place, False)):
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        model.graph.initializer[0].external_data.add(key="location", value=location)
+        (folder / "x.onnx").write_bytes(model.SerializeToString())
+        assert onnx.load(str(folder / "x.onnx"), load_external_data=False)
+        if good:
+            assert OnnxFile(str(folder / "x.onnx"), size=8).embed(crops).shape == (1, 16)
+        else:
+            with pytest.raises(InputError, match=r"x\.onnx"):
+                OnnxFile(str(folder / "x.onnx"), size=8).embed(crops)
+
+
 @pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/../../evil", "a\\..\\..\\evil", "C:\\evil", "\0evil"])
 def test_archives_cannot_write_elsewhere(tmp_path: Path, name: str) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as z:
