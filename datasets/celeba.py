@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
