@@ -336,7 +336,7 @@ def test_lists_must_be_text(tmp_path: Path) -> None:
     path.write_bytes("a\n".encode("utf-16"))
     with pytest.raises(InputError, match="UTF-16"):
         text_lines(path)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="is not an ordinary file"):
         text_lines(tmp_path)
 
 
