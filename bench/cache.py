@@ -122,7 +122,8 @@ def short(keys: Sequence[str]) -> npt.NDArray[np.uint64]:
         data = b"".join(hashlib.sha256(k.encode()).digest()[:5] for k in keys)
     wide = np.zeros((len(keys), 8), np.uint8)
     wide[:, 3:] = np.frombuffer(data, np.uint8).reshape(-1, 5)
-    return np.unique(wide.view(">u8").astype(np.uint64).ravel())
+    numbers: npt.NDArray[np.uint64] = np.unique(wide.view(">u8").astype(np.uint64).ravel())
+    return numbers
 
 
 class Turn(NamedTuple):

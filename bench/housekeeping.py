@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int], AbstractContextManager["Ticker"]]
 
-#: What an artefact takes in the database beside its bytes (measured on stores of the demo).
-OVERHEAD = 400
+#: What an artefact takes on the disk beside its bytes: 18,000 of the demo's, 114 MB, took 126 MB.
+OVERHEAD = 650
 #: Seconds for which a file without a line in the database may still belong to somebody who is about to write that line.
 IN_FLIGHT = 3600.0
-#: Bytes that are read at a time when all are checked.
+#: Artefacts that are read at a time when all are checked.
 PORTION = 200
 
 
@@ -500,10 +500,12 @@ def salvage(folder: Path, progress: Progress | None = None) -> tuple[int, int]:
             for table, columns in (("origin", 3), ("about", 4), ("run", 7)):
                 with contextlib.suppress(sqlite3.DatabaseError), contextlib.closing(_reading(path)) as old:
                     known = old.execute(f"SELECT * FROM {table}").fetchall()
-                    marks = ", ".join("?" * columns)
-                    store.at_once(
-                        lambda t=table, m=marks, k=known: store._db.executemany(f"INSERT OR IGNORE INTO {t} VALUES ({m})", k)
-                    )
+                    insert = f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * columns)})"
+
+                    def copy(insert: str = insert, known: list[tuple[Any, ...]] = known) -> None:
+                        store._db.executemany(insert, known)
+
+                    store.at_once(copy)
             with contextlib.suppress(sqlite3.DatabaseError), contextlib.closing(_reading(path)) as old:
                 [identity] = old.execute("SELECT id FROM identity").fetchall()
                 store.at_once(lambda: store._db.execute("UPDATE identity SET id = ?", identity))

@@ -148,8 +148,8 @@ def migrate(run: Run) -> Run:
     schema = run.record["schema"]
     if schema == SCHEMA_VERSION:
         return run
-    tables = {name: migrate_table(schema, name, getattr(run, name)) for name in TABLES}
-    return replace(run, record=migrate_record(run.record), **tables)
+    rows, curves, images = (migrate_table(schema, name, getattr(run, name)) for name in TABLES)
+    return replace(run, record=migrate_record(run.record), rows=rows, curves=curves, images=images)
 
 
 # --- in the folder itself, where somebody asks for it

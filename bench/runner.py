@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deidbench import __version__, evidence, kinds
-from deidbench.cache import Store, Turn, default_folder, key
+from deidbench.cache import Key, Store, Turn, default_folder, key
 from deidbench.errors import DeidbenchError, EnvironmentFault, InputError, MissingError
 from deidbench.executors import cores, make_executor
 from deidbench.faces import FaceFinder, subject_face, unpack_faces, unpack_shape
@@ -763,7 +763,7 @@ class _Run:
         self.attempt_keys: list[list[str]] = [[] for _ in self.plan.methods]
         if not self.background:
             return [Background(reason=self.no_background) for _ in self.plan.methods]
-        jobs: list[list[tuple[PlannedAttack, int, str]]] = []
+        jobs: list[list[tuple[PlannedAttack, int, Key]]] = []
         clear = [self._identity(self.clear_state, samples) for samples in (self.background, self.samples)]
         for m in range(len(self.plan.methods)):
             tables = [self._identity(self.states[m], samples) for samples in (self.background, self.samples)]
@@ -955,8 +955,8 @@ class _Run:
             "started": self.clock.started.isoformat(timespec="seconds"),
             "finished": self.clock.now().isoformat(timespec="seconds"),
         }  # fmt: skip
-        text = json.dumps(self._private(record), indent=1, default=str)
-        atomic_write(self.out / "run.json", text)  # last: its presence means complete
+        whole = json.dumps(self._private(record), indent=1, default=str)
+        atomic_write(self.out / "run.json", whole)  # last: its presence means complete
         return failed
 
     def _attackers_record(self) -> dict[str, Any]:
