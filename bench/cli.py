@@ -257,9 +257,9 @@ def _run_collection(
         click.echo(f"nothing was run: no data given\n  -> --data KEY=FOLDER, KEY one of {keys}", err=True)
         sys.exit(ExitCode.MISSING)
     if strict:
-        done = [(name, p) for name, p in parts.items() if p.state == "done"]
-        left_out = [f"{name}: {part} was left out: {why}" for name, p in done for part, why in p.skipped.items()]
-        _fail_strictly([*(c for name, p in done for c in _concerns(p.folder, name)), *left_out])
+        ran = [(name, p) for name, p in parts.items() if p.state == "done"]
+        left_out = [f"{name}: {part} was left out: {why}" for name, p in ran for part, why in p.skipped.items()]
+        _fail_strictly([*(c for name, p in ran for c in _concerns(p.folder, name)), *left_out])
     if failed := [name for name, p in parts.items() if p.failed or p.unreadable]:
         click.echo(f"some images failed: run.json and images.parquet name them in {', '.join(failed)}", err=True)
         sys.exit(ExitCode.PARTIAL)

@@ -263,9 +263,8 @@ def gate(
             if not found and not guard.optional:
                 verdicts.append(_absent(name, guard, "neither run has this figure", strict))
             verdicts += [judge.verdict(name, q, guard, x.get(q), y.get(q), same, strict) for q in found]
-    return Gate(
-        *(_said(r.folder) for r in (baseline, candidate)), tuple(verdicts), margins.gate.alpha, tuple(differ), tuple(remarks)
-    )
+    folders = _said(baseline.folder), _said(candidate.folder)
+    return Gate(*folders, tuple(verdicts), margins.gate.alpha, tuple(differ), tuple(remarks))
 
 
 def _said(folder: Path) -> str:

@@ -294,8 +294,8 @@ def _shows(picture: np.ndarray, originals: list[np.ndarray], alike: float = 0.97
     return max((float((_thumb(picture) * _thumb(o)).sum()) for o in originals), default=0.0) > alike
 
 
-def _holds(sheet: np.ndarray, original: np.ndarray, alike: float = 0.95) -> bool:
-    """Whether an original is a part of a sheet of pictures."""
+def _holds(sheet: np.ndarray, original: np.ndarray, alike: float = 0.88) -> bool:
+    """Whether an original is a part of a sheet of pictures, whose lower edge a word may cover (another person reaches about 0.8)."""
     import cv2
 
     grey, part = (cv2.cvtColor(x, cv2.COLOR_RGB2GRAY) for x in (sheet, original))
