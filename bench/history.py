@@ -264,8 +264,13 @@ class Archive:
         self._db.execute(f"SET allowed_paths = {_list(files)}")
         self._db.execute("SET enable_external_access = false")
         self._db.execute("SET lock_configuration = true")
-        self._tables()
-        self._view("rows", _ROWS)
+        try:
+            self._tables()
+            with self._damage():
+                self._view("rows", _ROWS)
+        except BaseException:
+            self._db.close()
+            raise
 
     def __enter__(self) -> Archive:
         return self
@@ -365,7 +370,8 @@ class Archive:
 
     def with_images(self) -> Archive:
         """Adds the view ``images``: a line per run, method and image."""
-        self._view("images", None)
+        with self._damage():
+            self._view("images", None)
         return self
 
     def ask(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -412,7 +418,10 @@ class Archive:
             yield
         except duckdb.Error as error:
             self._culprit(error)
-            raise
+            names = ", ".join(r.name for r in self.runs[:3])
+            raise InputError(
+                f"the tables of these runs ({names}{', ...' if len(self.runs) > 3 else ''}) do not fit: {_first(error)}", REMEDY
+            ) from error
 
     def _culprit(self, error: Exception) -> None:
         """Raises InputError naming a file that cannot be read, if there is one."""

@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -450,6 +451,18 @@ def test_columns_of_another_kind_are_damage(make: Callable[..., Path]) -> None:
     rows.assign(value=rows.value.astype(str)).to_parquet(folder / "rows.parquet", index=False)
     with pytest.raises(InputError, match=r"one/rows\.parquet is damaged: value"):
         h.Archive(h.read([folder]))
+
+
+def test_tables_in_memory_that_do_not_fit_are_told_in_words(base: Path) -> None:
+    """What was read already and changed since: DuckDB's complaint becomes one of ours."""
+    run = read_run(base)
+    [past] = h._known([run])
+    odd = run.rows.assign(value=["no number"] * len(run.rows))
+    with (
+        pytest.raises(InputError, match=r"do not fit: .*no number"),
+        h.Archive([replace(past, tables={"rows": odd})]) as archive,
+    ):
+        archive.questions(["mask"])
 
 
 def test_hostile_names_are_names(make: Callable[..., Path]) -> None:
