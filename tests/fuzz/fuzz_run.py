@@ -13,11 +13,11 @@ import contextlib
 import faulthandler
 import hashlib
 import json
-import multiprocessing
 import os
 import random
 import resource
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -197,18 +197,18 @@ def fuzz(name: str, seconds: float, inputs: int, out: Path, *, seed: int = 0, gu
     total = accepted = round_ = 0
     faults: dict[str, str] = {}
     slowest = peak = 0.0
-    context = multiprocessing.get_context("spawn")
     try:
         while (left := seconds - (time.perf_counter() - start)) > 0.5 and total < inputs:
-            child = context.Process(
-                target=_guided if guided else _plain, args=(name, folder, out, left, inputs - total, seed + round_)
-            )
-            child.start()
+            arguments = (name, str(folder), str(out), str(left), str(inputs - total), str(seed + round_))
+            way = "--guided" if guided else "--blind"
+            # a session of its own: at its end libFuzzer sends a signal to all of its group
+            child = subprocess.Popen([sys.executable, __file__, way, *arguments], start_new_session=True)
             told: dict[str, Any] = {}
             last, since = -1, time.perf_counter()
             why = ""
-            while child.is_alive():
-                child.join(0.5)
+            while child.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(0.5)
                 with contextlib.suppress(OSError, ValueError):
                     told = json.loads((folder / "tally.json").read_text("utf-8"))
                 try:
@@ -217,14 +217,14 @@ def fuzz(name: str, seconds: float, inputs: int, out: Path, *, seed: int = 0, gu
                     stamp = -1
                 if stamp != last:
                     last, since = stamp, time.perf_counter()
-                elif told and child.is_alive() and time.perf_counter() - since > 3 * HANG:
+                elif told and child.poll() is None and time.perf_counter() - since > 3 * HANG:
                     why = f"hang of {3 * HANG:.0f} s"
                     child.kill()
-                    child.join()
+                    child.wait()
                     break
-            if not why and child.exitcode not in (0, None):
-                why = f"the process died: exit code {child.exitcode}"
-            if why and (time.perf_counter() - start < seconds + 1 or child.exitcode not in (0, None)):
+            if not why and child.returncode not in (0, None):
+                why = f"the process died: exit code {child.returncode}"
+            if why and (time.perf_counter() - start < seconds + 1 or child.returncode not in (0, None)):
                 mark = f"{name}-died-{round_}"
                 if (folder / "now").is_file():
                     shutil.copy(folder / "now", out / mark)
@@ -247,6 +247,11 @@ def fuzz(name: str, seconds: float, inputs: int, out: Path, *, seed: int = 0, gu
 
 
 def main() -> int:
+    if sys.argv[1:2] in (["--guided"], ["--blind"]):  # the child
+        name, folder, out, seconds, inputs, seed = sys.argv[2:]
+        work = _guided if sys.argv[1] == "--guided" else _plain
+        work(name, Path(folder), Path(out), float(seconds), int(inputs), int(seed))
+        return 0
     sys.path.insert(0, str(HERE))
     import fuzz_readers
 
