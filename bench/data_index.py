@@ -78,13 +78,16 @@ def read(name: str) -> Prepared | None:
         found = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path} cannot be read: {error}", f"deidbench data prepare {name} --from DIR writes it anew"
         ) from error
     known = {f.name for f in fields(Prepared)}
     if not isinstance(found, dict) or found.get("schema") != SCHEMA or not known <= found.keys():
         return None
+    kinds = {"images": int, "persons": int, "schema": int, "params": dict}
+    if wrong := sorted(k for k in known if not isinstance(found[k], kinds.get(k, str))):
+        raise InputError(f"{path} is damaged: {', '.join(wrong)}", f"deidbench data prepare {name} --from DIR writes it anew")
     return Prepared(**{k: found[k] for k in known})
 
 

@@ -470,6 +470,23 @@ def test_labels_of_numpy_with_odd_headers(old: bytes, new: bytes) -> None:
         affectnet.read_label(data.replace(old, new), "x")
 
 
+@pytest.mark.parametrize("change", [{"root": 5}, {"root": None}, {"params": []}, {"images": "many"}, {"version": {}}])
+def test_records_of_prepared_sets_of_another_shape(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    from deidbench import data_index, kinds
+
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    path = data_index.record_of("lfw")
+    path.parent.mkdir(parents=True)
+    good = {"name": "lfw", "root": "/x", "version": "1", "images": 2, "persons": 1, "manifest_sha256": "a", "date": "2026", "params": {}, "schema": data_index.SCHEMA}  # fmt: skip
+    path.write_text(json.dumps(good))
+    assert "/x" in kinds.datasets.create("lfw").missing()
+    path.write_text(json.dumps({**good, **change}))
+    with pytest.raises(InputError, match="is damaged"):
+        kinds.datasets.create("lfw").missing()
+
+
 # ------------------------------------------------------------------------------------------------ results of strangers
 @pytest.fixture
 def stranger(tmp_path: Path) -> Path:
