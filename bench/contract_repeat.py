@@ -353,7 +353,7 @@ def memory(trial: Trial) -> Finding:
     pace = (time.perf_counter() - start) / 3
     quarter = int(min(10, budget / 4 / max(pace, 1e-4)))
     if quarter < 2:
-        if trial.limit is None or 8 * pace > trial.limit / 2:
+        if 8 * pace > (60.0 if trial.limit is None else trial.limit) / 2:
             return skipped(
                 f"four pictures take {pace:.1f} s: too slow to see a leak (--only memory --timeout 600 looks all the same)"
             )

@@ -369,7 +369,7 @@ class Keeps(Good):
     def one(self, item):
         r = super().one(item)
         if r.image is not None:
-            self.__dict__.setdefault("_kept", []).append(r.image.copy())
+            self.__dict__.setdefault("_kept", []).append(np.repeat(r.image, 8))
         return r
 
 class Messy(Good):

@@ -159,6 +159,7 @@ def test_ctrl_c_keeps_the_step(pairs: Pairs, undisturbed: Path, tmp_path: Path) 
     assert equal(weights(tmp_path), weights(undisturbed))
 
 
+@pytest.mark.slow
 def test_the_command_survives_a_kill(faces: Path, tmp_path: Path) -> None:
     """The real command, killed without warning after its first state, then run again; and once undisturbed."""
     sets = ["width=4", "discriminator_width=4", "segmentation=none", "render=64", "margin=1.4", "validate_on=2"]

@@ -712,6 +712,7 @@ def test_the_report_prints_what_is_proved(run: Path) -> None:
     assert "1/2 on a person-specific set" in page
 
 
+@pytest.mark.slow
 def test_workers_and_batches_change_nothing(run: Path, tmp_path: Path) -> None:
     run_suite(load_suite(run / "small.toml"), tmp_path / "run", _options(tmp_path / "cache", workers=2, batch=3))
     assert _figures(tmp_path / "run").equals(_figures(run / "run"))

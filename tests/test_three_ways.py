@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image, ImageFilter
 
 SUITE = """
 [suite]
@@ -19,7 +20,7 @@ extends = "deidbench-v1"
 inherit_methods = false
 [dataset]
 name = "orl"
-params = {{ persons = 5 }}
+params = {{ persons = 3 }}
 [throughput]
 images = 0
 [[methods]]
@@ -72,15 +73,18 @@ def result(tmp_path_factory: pytest.TempPathFactory, orl_folder: Path) -> Path:
     home = tmp_path_factory.mktemp("ways")
     (home / "soften.py").write_text(PROGRAM)
     (home / "soften.toml").write_text(RECIPE)
-    # As somebody else's tool would leave them: the finished pictures of persons 1 to 5, but one that it lost.
+    # As somebody else's tool would leave them: the finished pictures of persons 1 to 3, but one that it lost.
     originals = home / "originals"
     originals.mkdir()
-    for n in range(1, 6):
+    for n in range(1, 4):
         (originals / f"s{n}").symlink_to(orl_folder / f"s{n}")
     finished = home / "finished"
-    for n in range(1, 6):
-        run("anonymize", str(originals / f"s{n}"), str(finished / f"s{n}"), "--method", "command", "--param", f"command=python {home / 'soften.py'} {{in}} {{out}} 9", "--quiet")  # fmt: skip
-    (finished / "s3" / "7.pgm").unlink()
+    for path in originals.glob("s*/*.pgm"):
+        target = finished / path.relative_to(originals)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as picture:
+            picture.convert("RGB").filter(ImageFilter.GaussianBlur(9)).save(target.with_suffix(".png"))
+    (finished / "s3" / "7.png").unlink()
     import torch
 
     pool = torch.nn.AvgPool2d(15, stride=1, padding=7, count_include_pad=False)
