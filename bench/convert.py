@@ -453,7 +453,7 @@ def _encoded(job: _Job, item: Item, result: Anonymized) -> tuple[_Job, Line, lis
 
 
 def _results(anonymizer: Anonymizer, items: Sequence[Item]) -> list[Anonymized]:
-    from deidbench.pipeline import run_adapter
+    from deidbench.adapter_calls import run_adapter
 
     return run_adapter(anonymizer, items) if items else []
 

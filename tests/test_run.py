@@ -21,11 +21,12 @@ import pandas as pd
 import pytest
 
 from deidbench import kinds
+from deidbench.adapter_calls import run_adapter
 from deidbench.anonymizers.base import Anonymizer
 from deidbench.cache import LAYOUT
 from deidbench.errors import ExitCode, InputError
 from deidbench.faces import FaceFinder
-from deidbench.pipeline import fallback_box, item_seed, passthrough, run_adapter, typical_box
+from deidbench.pipeline import fallback_box, item_seed, passthrough, typical_box
 from deidbench.records import read_run
 from deidbench.runner import Options, _Run, run_suite
 from deidbench.suite import load_suite
