@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from deidbench.errors import EnvironmentFault, InputError
 from deidbench.lock import FileLock, holders, on_network
@@ -131,6 +131,25 @@ class Turn(NamedTuple):
 
     store: str
     turn: int
+
+
+class Artefacts(Protocol):
+    """What workers ask of whatever holds the artefacts: a :class:`Store`, or one on another machine.
+
+    damaged: artefacts that were found damaged through this object, and count as absent.
+    """
+
+    damaged: int
+
+    def get(self, key: str) -> bytes | None: ...
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, bytes]: ...
+
+    def present(self, keys: Iterable[str]) -> set[str]: ...
+
+    def put_many(self, artefacts: Mapping[str, bytes]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Store:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deidbench.adapter_calls import embed_in_parts, run_adapter
-from deidbench.cache import Store, key
+from deidbench.cache import Artefacts, Store, key
 from deidbench.errors import DeidbenchError, InputError
 from deidbench.faces import (
     ALIGN_VERSION,
@@ -315,14 +315,14 @@ def load_sample(sample: Sample) -> Image:
 
 
 class Worker:
-    """The models of one process and its connection to the store."""
+    """The models of one process and its connection to the store (its own, where none is given)."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, store: Artefacts | None = None) -> None:
         from deidbench.executors import limit_threads
 
         limit_threads(plan.threads)
         self.plan, self.fingerprints = plan, Fingerprints(plan)
-        self.store = Store(plan.store)
+        self.store: Artefacts = Store(plan.store) if store is None else store
         self._loaded: set[int] = set()
 
     def ready(self, part: Any) -> Any:
@@ -342,8 +342,8 @@ class Worker:
 _worker: Worker | None = None
 
 
-def initialise(plan: Plan) -> None:
-    """Sets up this process (once) to work for ``plan``."""
+def initialise(plan: Plan, store: Artefacts | None = None) -> None:
+    """Sets up this process (once) to work for ``plan``.  store: what holds the artefacts, where it is not ``plan.store`` itself."""
     import signal
 
     global _worker
@@ -351,7 +351,7 @@ def initialise(plan: Plan) -> None:
 
     if multiprocessing.parent_process() is not None:  # Ctrl-C is the parent's to handle
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _worker = Worker(plan)
+    _worker = Worker(plan, store)
 
 
 def dismiss() -> None:
