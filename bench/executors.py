@@ -1,13 +1,16 @@
-"""Where tasks run: in this process, or in worker processes.  A task is a picklable call that returns a value."""
+"""Where tasks run: in this process, in worker processes, or on a Ray cluster (:mod:`deidbench.ray_executor`).  A task is a picklable call that returns a value."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from deidbench.errors import EnvironmentFault, InputError
+
+if TYPE_CHECKING:
+    from deidbench.ray_executor import Session
 
 R = TypeVar("R")
 
@@ -35,7 +38,8 @@ def limit_threads(threads: int) -> None:
 class Executor(Protocol):
     """Runs ``function(task)`` for every task; results come in any order, each with its task's index."""
 
-    workers: int
+    @property
+    def workers(self) -> int: ...
 
     def run(self, function: Callable[[Any], R], tasks: Sequence[Any]) -> Iterator[tuple[int, R]]: ...
 
@@ -152,9 +156,13 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
             os.environ.pop(k, None)
 
 
-def make_executor(workers: int, initialise: Callable[..., None], arguments: tuple[Any, ...]) -> Executor:
-    """``workers`` = 0 means one per core."""
+def make_executor(
+    workers: int, initialise: Callable[..., None], arguments: tuple[Any, ...], cluster: Session | None = None
+) -> Executor:
+    """``workers`` = 0 means one per core.  cluster: Ray, where it is to run there."""
     if workers < 0:
         raise InputError(f"--workers must not be negative, got {workers}", "--workers 2, or 0 for one per core")
+    if cluster is not None:
+        return cluster.executor(workers, initialise, arguments)
     workers = workers or cores()
     return InProcess(initialise, arguments) if workers == 1 else Processes(workers, initialise, arguments)
