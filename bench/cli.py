@@ -90,6 +90,18 @@ def cli() -> None:
     help="Run only these methods (label or sweep name), or experiments; may be repeated.",
 )
 @click.option("--workers", default=0, show_default="one per core", help="Worker processes.")
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where the work is done: worker processes here, or Ray (this machine's cores, or a cluster).",
+)
+@click.option(
+    "--ray-address",
+    metavar="HOST:PORT",
+    help="A Ray cluster that runs already (auto: found on this machine).  [default: $RAY_ADDRESS]",
+)
 @click.option("--batch", default=16, show_default=True, help="Images per task.")
 @click.option(
     "--cache",
@@ -103,8 +115,8 @@ def cli() -> None:
 @click.option("--quiet", is_flag=True, help="No progress bars, no summary.")
 @click.option("--json", "as_json", is_flag=True, help="Print the run's folder and counts as JSON instead of the summary.")
 def run(
-    suite: str, out: Path | None, data: Sequence[str], dataset: str | None, overrides: Sequence[str], only: Sequence[str], workers: int, batch: int,
-    cache: Path | None, retry_failed: bool, no_report: bool, faces: bool | None, strict: bool, quiet: bool, as_json: bool,
+    suite: str, out: Path | None, data: Sequence[str], dataset: str | None, overrides: Sequence[str], only: Sequence[str], workers: int, executor: str,
+    ray_address: str | None, batch: int, cache: Path | None, retry_failed: bool, no_report: bool, faces: bool | None, strict: bool, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Run SUITE: a bundled suite's name or a TOML file.
 
@@ -126,7 +138,7 @@ def run(
                 f"{suite} has experiments on data of their own: --dataset does not go with it",
                 "--data KEY=FOLDER, for each of them",
             )
-        options = Options(workers, batch, cache, quiet or as_json, retry_failed, faces)
+        options = Options(workers, batch, cache, quiet or as_json, retry_failed, faces, executor, ray_address)
         _run_collection(suite, out, data, overrides, only, options, not no_report, quiet, as_json, strict)
         return
     chosen = [f"dataset.name={_toml_string(dataset or 'folder')}"] if dataset is not None or data else []
@@ -148,7 +160,7 @@ def run(
 
         written.extend(write_report(folder))
 
-    options = Options(workers, batch, cache, quiet or as_json, retry_failed, faces)
+    options = Options(workers, batch, cache, quiet or as_json, retry_failed, faces, executor, ray_address)
     result = run_suite(loaded, folder, options, None if no_report else make_report)
     found = _concerns(folder) if strict else []
     if as_json:

@@ -9,6 +9,7 @@ Tasks and results are pickled here, not by Ray: arrays that Ray itself hands ove
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import time
@@ -63,6 +64,8 @@ class Session:
     """
 
     def __init__(self, address: str | None = None, store: Path | None = None) -> None:
+        if importlib.util.find_spec("ray") is None:
+            raise MissingError("--executor ray needs Ray, which is not installed", INSTALL)
         self.address = address or os.environ.get("RAY_ADDRESS") or None
         self.store = None if store is None else Path(store).resolve()
         if self.address and self.address.startswith("ray://"):

@@ -47,6 +47,7 @@ from deidbench.pipeline import (
 from deidbench.private import without_paths
 from deidbench.progress import progress
 from deidbench.records import ROWS_VERSION, SCHEMA_VERSION, Clock, Curve, Row, frame
+from deidbench.shards import by_place
 from deidbench.spreadsheet import guard
 from deidbench.suite import Suite
 from deidbench.types import Face, Image, Item, Sample, Status
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from deidbench.metrics.base import Background, Findings, Metric, PlannedAttack, Protocol, Table
     from deidbench.metrics.models.base import Classifier, Recognizer
     from deidbench.metrics.reid.training import Attempt
+    from deidbench.ray_executor import Session
     from deidbench.suite import PartTable
 
 
@@ -77,6 +79,8 @@ class Options:
 
     workers: processes, 0 for one per core.  batch: images per task.  cache: the store's folder (None: the default).
     faces: keep and show pictures of faces; None: where the data set's licence allows it.
+    executor: "local", or "ray" (:mod:`deidbench.ray_executor`); address: of the Ray cluster, None for ``$RAY_ADDRESS`` or one of
+    this machine's own.
     """
 
     workers: int = 0
@@ -85,6 +89,8 @@ class Options:
     quiet: bool = False
     retry_failed: bool = False
     faces: bool | None = None
+    executor: str = "local"
+    address: str | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,7 @@ class _Run:
         if options.batch < 1:
             raise InputError(f"--batch must be at least 1, got {options.batch}", "--batch 16")
         self.suite, self.out, self.options = suite, out, options
+        self.cluster = _cluster(options)
         self.protocol = protocol_of(suite)
         self.clock = Clock()
         self.wall: dict[str, float] = {}
@@ -198,7 +205,7 @@ class _Run:
             finder=FaceFinder(file.faces.min_score, file.faces.tile_from),
             seed=file.protocol.seed,
             store=self.options.cache or default_folder(),
-            threads=max(1, cores() // self.workers),
+            threads=1 if self.options.executor == "ray" else max(1, cores() // self.workers),
             retry_failed=self.options.retry_failed,
             level=file.protocol.level,
             seen=len(recognizers) + int(self.pixels),
@@ -211,7 +218,11 @@ class _Run:
     def run(self, then: Callable[[Path], object] | None = None) -> Result:
         from deidbench.images import atomic_write
 
-        with run_lock(self.out) as died, Store(self.plan.store, remember=True) as self.store:
+        with (
+            run_lock(self.out) as died,
+            Store(self.plan.store, remember=True) as self.store,
+            self.cluster or contextlib.nullcontext(),
+        ):
             replaces = _turn(self.out)
             self.turn = self.store.begin_run(self.out, self.suite.name)
             try:
@@ -248,7 +259,7 @@ class _Run:
         raise AssertionError("unreachable")
 
     def _stages(self) -> int:
-        executor = make_executor(self.workers, initialise, (self.plan,))
+        executor = make_executor(self.options.workers, initialise, (self.plan,), self.cluster)
         try:
             with self._stage("clear images"):
                 self._clear(executor)
@@ -256,7 +267,7 @@ class _Run:
                 with self._stage("galleries"):
                     self._fit()
                 executor.close()  # workers start anew, with what was fitted
-                executor = make_executor(self.workers, initialise, (self.plan,))
+                executor = make_executor(self.options.workers, initialise, (self.plan,), self.cluster)
             with self._stage("methods"):
                 self._methods(executor)
             with self._stage("scores"):
@@ -397,6 +408,8 @@ class _Run:
 
     def _batches(self, samples: Sequence[Sample]) -> list[tuple[Sample, ...]]:
         n = self.options.batch
+        if self.cluster is not None:  # so that what lies together belongs to one worker
+            samples = by_place(samples)
         return [tuple(samples[i : i + n]) for i in range(0, len(samples), n)]
 
     def _execute(self, executor: Any, title: str, tasks: Sequence[Task]) -> None:
@@ -947,6 +960,7 @@ class _Run:
             "finder": self.fingerprints.finder,
             "environment": environment(),
             "run": {
+                "executor": self.cluster.record() if self.cluster is not None else {"name": "local", "workers": self.workers},
                 "workers": self.workers, "batch": self.options.batch, "threads": self.plan.threads,
                 "faces": self.options.faces, "computed": dict(self.computed), "damaged_artefacts": self._all_damaged,
                 "store": self.turn._asdict(), "clock": self.clock.record(), "changed_files": self.changed,
@@ -1062,6 +1076,19 @@ class _State:
     measures: list[str]
     complete: bool = False
     copy_of: str = ""
+
+
+def _cluster(options: Options) -> Session | None:
+    """Ray, not yet connected, where the run is to use it."""
+    if options.executor not in ("local", "ray"):
+        raise InputError(f"there is no executor {options.executor!r}", "--executor local, or --executor ray")
+    if options.executor == "local":
+        if options.address is not None:
+            raise InputError(f"the Ray address {options.address} is of no use to the local executor", "add --executor ray")
+        return None
+    from deidbench.ray_executor import Session
+
+    return Session(options.address, options.cache or default_folder())
 
 
 class _Stage:
