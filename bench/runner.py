@@ -838,62 +838,19 @@ class _Run:
 
     # -- throughput --------------------------------------------------------------------------------------------
     def _throughput(self) -> list[Row]:
-        """Wall-clock rows; measured once per method, machine and version, then read from the store."""
-        from deidbench.environment import cpu_name, versions
-        from deidbench.metrics import throughput
+        """Wall-clock rows (:mod:`deidbench.timing`)."""
+        from deidbench import timing
 
-        table = self.suite.file.throughput
-        if table.images == 0:
-            return []
-        samples = self.samples[: table.images]
-        machine = [cpu_name(), cores(), versions()]
-        keys = [
-            key(
-                "timing",
-                version=throughput.VERSION,
-                method=f,
-                machine=machine,
-                images=[s.sha256 for s in samples],
-                repeats=table.repeats,
-                label=spec.label,
-                schema=ROWS_VERSION,
-                packed=evidence.VERSION,
-                dataset=self.dataset.name,
+        outputs = [{s.id: state[s.id].output for s in self.samples} for state in self.states]
+        rows, computed = timing.rows(
+            timing.Job(
+                self.suite, self.plan, self.fingerprints, self.samples, outputs, self.dataset.name, self.protocol, self.store,
+                self._whole, self.workers, self.options.quiet,
             )
-            for f, spec in zip(self.fingerprints.methods, self.suite.methods, strict=True)
-        ]
-        stored = {k: evidence.unpack(v)[0] for k, v in self.store.get_many(keys).items()}
-        todo = [m for m, k in enumerate(keys) if k not in stored]
-        if todo:
-            for m, rows in self._time(todo, samples).items():
-                stored[keys[m]] = rows
-                self.store.put(keys[m], evidence.pack(rows, []))
-                self.computed["timing"] += 1
-        return [row for k in keys for row in stored[k]]
-
-    def _time(self, methods: Sequence[int], samples: Sequence[Sample]) -> dict[int, list[Row]]:
-        from deidbench.executors import limit_threads
-        from deidbench.metrics import throughput
-
-        limit_threads(cores())
-        table = self.suite.file.throughput
-        faces = self._whole(Keys(self.plan, self.fingerprints, CLEAR, s).faces for s in samples)
-        images = {s.id: load_sample(s) for s in samples}
-        entries = []
-        for m in methods:
-            anonymizer = self.plan.methods[m]
-            items = []
-            for s in samples:
-                k = Keys(self.plan, self.fingerprints, m, s)
-                found = tuple(unpack_faces(faces[k.clear_faces])) if anonymizer.needs_faces else None
-                items.append(Item(s.id, images[s.id], found, k.seed, s.subject_id))
-            entries.append((self.suite.methods[m].label, anonymizer, items))
-        with progress("throughput", len(entries), quiet=self.options.quiet) as tick:
-            timings = throughput.measure_interleaved(entries, repeats=table.repeats)
-            tick(len(entries))
-        return {
-            m: throughput.rows(timing, self.dataset.name, self.protocol) for m, timing in zip(methods, timings, strict=True)
-        }
+        )  # fmt: skip
+        if computed:
+            self.computed["timing"] += computed
+        return rows
 
     # -- the record --------------------------------------------------------------------------------------------
     def _write(self, findings: Sequence[Findings], timing: Sequence[Row]) -> int:

@@ -25,7 +25,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from deidbench.errors import SuiteError
 from deidbench.toml_errors import complaint, line_of, loads
@@ -142,12 +142,28 @@ class FacesTable(_Strict):
 
 
 class ThroughputTable(_Strict):
-    """Timing: how many images, how often.  images = 0 leaves it out."""
+    """Timing: how many images, how often, and what the machine costs.  images = 0 leaves it out."""
 
     #: How many images are timed (the first ones); 0: nothing is timed.
     images: int = Field(default=32, ge=0)
     #: How often; six support a 95 % interval of the median by order statistics.
     repeats: int = Field(default=6, ge=2)
+    #: How many of the images are also timed end to end, from file to file; 0: none.  A 99th percentile takes 100 calls: 17 and 6 repeats.
+    end_to_end_images: int = Field(default=8, ge=0)
+    #: Seconds that one method may take; a slower one is timed on fewer images or repeats, and its rows say so.
+    max_seconds: float = Field(default=60, gt=0)
+    #: Label of the method that others are compared with in speed; without one the first that is no control.
+    reference: str = ""
+    #: What the machine costs an hour, for the price of 1,000 images; without one no price is given.
+    price_per_hour: float | None = Field(default=None, ge=0)
+    #: Of that price, e.g. "EUR".
+    currency: str = Field(default="", max_length=12)
+
+    @model_validator(mode="after")
+    def _priced(self) -> ThroughputTable:
+        if self.price_per_hour is not None and not self.currency.strip():
+            raise ValueError('price_per_hour needs a currency: currency = "EUR"')
+        return self
 
 
 class ReportTable(_Strict):
@@ -247,6 +263,11 @@ def _made(raw: dict[str, Any], text: str, origin: str, inherited: int, overrides
     file = _validate(raw, text, origin, inherited)
     frozen = _validate(*_read(file.suite.protocol, ()))
     methods = _expand(file, text, origin, inherited)
+    if (against := file.throughput.reference) and against not in {m.label for m in methods}:
+        raise SuiteError(
+            f"throughput.reference: the suite {file.suite.name!r} has no method {against!r}",
+            f"it has: {', '.join(m.label for m in methods)}",
+        )
     if only:
         known = {name for m in methods for name in (m.label, m.family, m.slug)}
         for name in only:

@@ -1,72 +1,70 @@
 """Throughput of an anonymizer: its model resident, warmed up, the device synchronised, repeats of methods interleaved.
 
-What is timed is the method itself, faces given; decoding and detection are the same for all methods and are not in it
-(``prepare`` puts them in).  These figures are wall-clock: they carry the machine they were taken on, and no two runs
-share them to the digit.
+Two scopes are timed: the method alone (images decoded, faces given), and end to end, from the bytes of the file to those of a
+PNG, the search for faces included where the method needs them.  Each in two ways: offline, at the batch size that a search found
+quickest, and single-stream, one image a call.  How it is done is in :mod:`deidbench.metrics._timed`; what is made of it is here.
+These figures are wall-clock: they carry the machine they were taken on, and no two runs share them to the digit.
 """
 
 from __future__ import annotations
 
-import sys
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from deidbench.anonymizers.base import Anonymizer
+from deidbench.metrics._meters import synchronise
+from deidbench.metrics._timed import Settings, Subject, Timing, measure_methods
 from deidbench.metrics.base import Protocol, Quantity
 from deidbench.records import Row
 from deidbench.stats.evidence import Evidence
-from deidbench.types import Item, Status
+from deidbench.types import Item
+
+__all__ = [
+    "QUANTITIES",
+    "VERSION",
+    "Timing",
+    "costs",
+    "measure",
+    "measure_interleaved",
+    "median_interval",
+    "memory",
+    "rows",
+    "speedup",
+    "synchronise",
+]
 
 #: Raise it when the same code would be timed in another way: stored timings carry it in their key.
-VERSION = "1"
+VERSION = "2"
+PREFIX, WHOLE = "throughput.", "throughput.end_to_end_"
+
+
+def _quantity(name: str, title: str, unit: str, higher_is_better: bool = False) -> Quantity:
+    return Quantity(PREFIX + name, title, unit, higher_is_better, "speed", "throughput")
+
+
 QUANTITIES = (
-    Quantity("throughput.faces_per_s", "Speed", "faces/s", True, "speed", "throughput"),
-    Quantity("throughput.latency_p50", "Latency, median", "ms", False, "speed", "throughput"),
-    Quantity("throughput.latency_p90", "Latency, p90", "ms", False, "speed", "throughput"),
-    Quantity("throughput.latency_p99", "Latency, p99", "ms", False, "speed", "throughput"),
-    Quantity("throughput.end_to_end_faces_per_s", "Speed, end to end", "faces/s", True, "speed", "throughput"),
-    Quantity("throughput.end_to_end_latency_p50", "Latency end to end, median", "ms", False, "speed", "throughput"),
-    Quantity("throughput.end_to_end_latency_p90", "Latency end to end, p90", "ms", False, "speed", "throughput"),
-    Quantity("throughput.end_to_end_latency_p99", "Latency end to end, p99", "ms", False, "speed", "throughput"),
-    Quantity("throughput.speedup", "Speed relative to another method", "ratio", True, "speed", "throughput"),
+    _quantity("faces_per_s", "Speed", "faces/s", True),
+    _quantity("latency_p50", "Latency, median", "ms"),
+    _quantity("latency_p90", "Latency, p90", "ms"),
+    _quantity("latency_p99", "Latency, p99", "ms"),
+    _quantity("end_to_end_faces_per_s", "Speed, end to end", "faces/s", True),
+    _quantity("end_to_end_latency_p50", "Latency end to end, median", "ms"),
+    _quantity("end_to_end_latency_p90", "Latency end to end, p90", "ms"),
+    _quantity("end_to_end_latency_p99", "Latency end to end, p99", "ms"),
+    _quantity("speedup", "Speed relative to another method", "ratio", True),
+    _quantity("memory", "Memory taken", "MiB"),
+    _quantity("peak_memory", "Memory of the process, peak", "MiB"),
+    _quantity("gpu_memory", "GPU memory taken", "MiB"),
+    _quantity("seconds_per_1000", "Time per 1,000 images", "s"),
+    _quantity("core_seconds_per_1000", "Processor time per 1,000 images", "core-s"),
+    _quantity("cost_per_1000", "Price of 1,000 images", "currency"),
 )
 #: Fewer single calls than this do not support a 99th percentile.
 MIN_FOR_P99 = 100
-
-
-@dataclass(frozen=True)
-class Timing:
-    """What was measured for one method.
-
-    faces: in the images that were released, per repeat (a method that takes no faces counts one per image); an image
-    that is withheld costs time and earns nothing.  images: handed in per repeat.  offline: seconds per repeat for all
-    items.  single: seconds of each call with one item, repeat after repeat.  withheld: images not released per repeat.
-    batch: items per call in ``offline``, 0 for all in one call.  end_to_end: ``prepare`` ran inside the timed section.
-    peak_gpu_mib: most GPU memory that torch held in the method's first repeat; None where it used none.
-    """
-
-    label: str
-    faces: int
-    images: int
-    offline: tuple[float, ...]
-    single: tuple[float, ...]
-    device: str
-    threads: int
-    withheld: int = 0
-    batch: int = 0
-    end_to_end: bool = False
-    peak_gpu_mib: float | None = None
-
-
-def synchronise() -> None:
-    """Waits for the accelerator, where torch is in use on one; CPU work is done when a call returns."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
 
 
 def measure(
@@ -90,104 +88,24 @@ def measure_interleaved(
     *,
     repeats: int = 5,
     warmup: int = 1,
-    batch: int = 0,
+    batch: int | None = 0,
     prepare: Callable[[Item], Item] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Timing]:
     """Times several methods in turn, repeat by repeat, so that a machine that slows down slows all of them.
 
     methods: (label, anonymizer, items).  Each is loaded and warmed up first.  batch: items per call in the offline
-    figure, 0 for all in one call.  prepare: runs on every item inside the timed section (decoding, detection), for
-    end-to-end figures.  clock: seconds, monotonic.
+    figure, 0 for all in one call, None to look for the best.  prepare: runs on every item inside the timed section (decoding,
+    detection), for end-to-end figures.  clock: seconds, monotonic.
     """
-    if repeats < 2:
-        raise ValueError("at least two repeats: one says nothing about the spread")
-
-    def ready(items: Sequence[Item]) -> list[Item]:
-        return list(items) if prepare is None else [prepare(item) for item in items]
-
-    for _, anonymizer, items in methods:
-        if not items:
-            raise ValueError("nothing to time: no items")
-        anonymizer.load()
-        for _ in range(warmup):
-            anonymizer.anonymize(ready(items[:1]))
-            anonymizer.anonymize(ready(items))
-        synchronise()
-    offline: list[list[float]] = [[] for _ in methods]
-    single: list[list[float]] = [[] for _ in methods]
-    counts: list[tuple[int, int]] = []
-    memory: list[float | None] = []
-    for repeat in range(repeats):
-        for i, (_, anonymizer, items) in enumerate(methods):
-            held = _gpu_memory_before() if repeat == 0 else 0
-            step = batch or len(items)
-            seconds, faces, withheld = 0.0, 0, 0
-            for at in range(0, len(items), step):
-                start = clock()
-                given = ready(items[at : at + step])
-                results = anonymizer.anonymize(given)
-                synchronise()
-                seconds += clock() - start
-                for item, result in zip(given, results, strict=True):
-                    if result.status is Status.OK:
-                        faces += len(item.faces) if item.faces is not None else 1
-                    else:
-                        withheld += 1
-            offline[i].append(seconds)
-            if repeat == 0:
-                counts.append((faces, withheld))
-                memory.append(_gpu_memory_used(held))
-            for item in items:
-                start = clock()
-                anonymizer.anonymize(ready([item]))
-                synchronise()
-                single[i].append(clock() - start)
-    threads = _threads()
-    return [
-        Timing(
-            label,
-            faces=counts[i][0],
-            images=len(items),
-            offline=tuple(offline[i]),
-            single=tuple(single[i]),
-            device="cpu" if memory[i] is None else _gpu_name(),
-            threads=threads,
-            withheld=counts[i][1],
-            batch=batch,
-            end_to_end=prepare is not None,
-            peak_gpu_mib=memory[i],
-        )
-        for i, (label, _, items) in enumerate(methods)
+    if not all(items for _, _, items in methods):
+        raise ValueError("nothing to time: no items")
+    subjects = [
+        Subject(label, anonymizer, items) if prepare is None else Subject(label, anonymizer, whole=items, prepare=prepare)
+        for label, anonymizer, items in methods
     ]
-
-
-def _gpu_memory_before() -> int:
-    """Bytes that torch holds on the GPU; its high-water mark starts anew from here."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return 0
-    torch.cuda.reset_peak_memory_stats()
-    return int(torch.cuda.memory_allocated())
-
-
-def _gpu_memory_used(held: int) -> float | None:
-    """The high-water mark in MiB if it rose above ``held`` bytes, else None: whoever computes there allocates."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return None
-    peak = int(torch.cuda.max_memory_allocated())
-    return peak / 2**20 if peak > held else None
-
-
-def _gpu_name() -> str:
-    return str(sys.modules["torch"].cuda.get_device_name())
-
-
-def _threads() -> int:
-    import cv2
-
-    return int(cv2.getNumThreads())
+    found = measure_methods(subjects, Settings(repeats, warmup, batch), clock=clock)
+    return [t for timed in found if (t := timed.alone or timed.whole) is not None]
 
 
 def median_interval(values: Sequence[float], level: float) -> tuple[float | None, float | None, str, str]:
@@ -226,34 +144,53 @@ def _spread(repeats: Sequence[float], level: float) -> dict[str, Any]:
     return {"lo": lo, "hi": hi, "ci_level": true, "ci_method": how, "ci_reason": why}
 
 
+def _note(timing: Timing) -> str:
+    """What was timed, and how, in parts."""
+    said = [
+        "end to end: read, decode, find faces if need be, anonymise, encode"
+        if timing.end_to_end
+        else "method alone, faces given",
+        f"{timing.device}, {timing.threads} threads",
+    ]
+    if timing.libraries:
+        said.append(f"threads: {timing.libraries}")
+    said.append(f"{timing.images} images, {timing.faces} faces")
+    if timing.batch:
+        said.append(f"{timing.batch} images a call")
+    if timing.withheld:
+        said.append(f"{timing.withheld} images withheld: their time counts, their faces do not")
+    return "; ".join([*said, *timing.remarks])
+
+
+def _common(timing: Timing, dataset: str) -> dict[str, Any]:
+    return {
+        "dataset": dataset, "method": timing.label, "n_images": timing.images, "n_failed": timing.withheld, "note": _note(timing),
+        "trusted": timing.trusted,
+    }  # fmt: skip
+
+
+def _nothing(timing: Timing) -> str:
+    """Why there is no figure at all; "" where there is."""
+    return timing.fault or ("nothing was released" if timing.withheld >= timing.images else "")
+
+
 def rows(timing: Timing, dataset: str, protocol: Protocol) -> list[Row]:
-    """The timing as rows (``timing=True``): the median over the repeats, with its interval.
+    """Speed and latencies as rows (``timing=True``): the median over the repeats, with its interval.
 
     A latency is the quantile over the single calls of a repeat; the 99th percentile is taken over all repeats' calls
     together and has no interval.
     """
-    scope = "end to end, preparation included" if timing.end_to_end else "method alone, faces given"
-    note = f"{scope}; {timing.device}, {timing.threads} threads; {timing.images} images, {timing.faces} faces"
-    if timing.batch:
-        note += f"; {timing.batch} images a call"
-    if timing.withheld:
-        note += f"; {timing.withheld} images withheld: their time counts, their faces do not"
-    if timing.peak_gpu_mib is not None:
-        note += f"; peak GPU memory {timing.peak_gpu_mib:.0f} MiB"
-    prefix = "throughput.end_to_end_" if timing.end_to_end else "throughput."
-    common = {
-        "dataset": dataset,
-        "method": timing.label,
-        "n_images": timing.images,
-        "n_failed": timing.withheld,
-        "note": note,
-    }
-    level = protocol.confidence
-    speeds = [timing.faces / seconds for seconds in timing.offline]
+    prefix = WHOLE if timing.end_to_end else PREFIX
+    common, level = _common(timing, dataset), protocol.confidence
+    if reason := _nothing(timing):
+        names = ("faces_per_s", "latency_p50", "latency_p90", "latency_p99")
+        return [_row(prefix + name, None, reason=reason, ci_reason="no value", **common) for name in names]
     if timing.faces == 0:
-        reason = "nothing was released" if timing.withheld else "no face in the timed images"
-        first = _row(f"{prefix}faces_per_s", None, reason=reason, ci_reason="no value", **common)
+        first = _row(
+            f"{prefix}faces_per_s", None, reason="no face in the images that were released", ci_reason="no value", **common
+        )
     else:
+        speeds = [timing.faces / seconds for seconds in timing.offline]
         kept = Evidence.repeats(speeds)
         first = _row(f"{prefix}faces_per_s", float(np.median(speeds)), **_spread(speeds, level), **common, evidence=kept)
     found = [first]
@@ -276,6 +213,54 @@ def rows(timing: Timing, dataset: str, protocol: Protocol) -> list[Row]:
     return found
 
 
+def memory(timing: Timing, dataset: str) -> list[Row]:
+    """Peak memory as rows: one pass at the batch of the offline figure, so without an interval.
+
+    ``throughput.memory`` is what was added to what the process held before the method was loaded, weights and programs that it
+    started included; ``throughput.peak_memory`` is all of it.  ``throughput.gpu_memory``, above what torch held before, is there
+    where a GPU was used.
+    """
+    common = _common(timing, dataset)
+    if timing.memory_how:
+        common["note"] += f"; {timing.memory_how}"
+    found = []
+    for name, value in (("memory", timing.memory_mib), ("peak_memory", timing.peak_mib), ("gpu_memory", timing.gpu_mib)):
+        if name == "gpu_memory" and value is None:  # the device is in every note
+            continue
+        reason = timing.fault or ("" if value is not None else "no pass under watch")
+        value = None if reason else value
+        why = "no value" if reason else "one pass"
+        found.append(_row(PREFIX + name, value, reason=reason, ci_reason=why, **common))
+    return found
+
+
+def costs(
+    timing: Timing, dataset: str, protocol: Protocol, price_per_hour: float | None = None, currency: str = ""
+) -> list[Row]:
+    """What 1,000 images take, as rows; of an end-to-end timing as a rule.
+
+    With N images and T_r seconds, C_r processor seconds in repeat r: seconds 1000 T_r / N, processor seconds 1000 C_r / N, and
+    with a price p of the machine per hour 1000 T_r / N * p / 3600.  Images that were withheld cost as well.
+    """
+    common, level = _common(timing, dataset), protocol.confidence
+    scale = 1000 / timing.images if timing.images else 0.0
+    wall, core = [t * scale for t in timing.offline], [c * scale for c in timing.core_seconds]
+    lines: list[tuple[str, Sequence[float], str]] = [("seconds_per_1000", wall, ""), ("core_seconds_per_1000", core, "")]
+    if price_per_hour is not None:
+        lines.append(("cost_per_1000", [t * price_per_hour / 3600 for t in wall], currency))
+    found = []
+    for name, values, unit in lines:
+        if reason := _nothing(timing) or ("" if values else "processor time was not measured"):
+            found.append(_row(PREFIX + name, None, reason=reason, ci_reason="no value", **common))
+        else:
+            found.append(_row(PREFIX + name, float(np.median(values)), **_spread(values, level), **common))
+        if unit:
+            found[-1] = dataclasses.replace(
+                found[-1], unit=unit, note=f"{found[-1].note}; at {price_per_hour:g} {currency} an hour for the machine"
+            )
+    return found
+
+
 def speedup(timing: Timing, reference: Timing, dataset: str, protocol: Protocol) -> Row:
     """How many times as fast as ``reference`` in faces/s: the median ratio of interleaved repeats (``comparison`` names it).
 
@@ -285,7 +270,17 @@ def speedup(timing: Timing, reference: Timing, dataset: str, protocol: Protocol)
     """
     if len(timing.offline) != len(reference.offline):
         raise ValueError(f"{len(timing.offline)} and {len(reference.offline)} repeats do not pair: time both interleaved")
-    common = {"dataset": dataset, "method": timing.label, "comparison": reference.label, "n_images": timing.images}
+    common = {
+        "dataset": dataset, "method": timing.label, "comparison": reference.label, "n_images": timing.images,
+        "trusted": timing.trusted and reference.trusted,
+    }  # fmt: skip
+    said = [r for t in (timing, reference) for r in ([] if t.trusted else [f"{t.label}: {'; '.join(t.remarks)}"])]
+    if timing.images != reference.images:
+        said.append(f"on {timing.images} and {reference.images} images")
+    common["note"] = "; ".join(said)
+    for who in (timing, reference):
+        if why := _nothing(who):
+            return _row("throughput.speedup", None, reason=f"{who.label}: {why}", ci_reason="no value", **common)
     if timing.faces == 0 or reference.faces == 0:
         who = timing if timing.faces == 0 else reference
         return _row("throughput.speedup", None, reason=f"{who.label} released no face", ci_reason="no value", **common)
