@@ -48,6 +48,8 @@ class Anonymizer(ABC):
     incidental: ClassVar[tuple[str, ...]] = ()
     #: True when :meth:`fit` must be given the very set that is to be de-identified before any of it is.
     needs_gallery: ClassVar[bool] = False
+    #: True when the work is done in a process of the method's own, which is started anew after it failed.
+    own_process: ClassVar[bool] = False
 
     def params(self) -> dict[str, Any]:
         """The parameters of ``__init__`` with their values, in order of declaration."""

@@ -15,6 +15,7 @@ On a network drive, where WAL does not work between machines, SQLite's rollback 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -246,15 +247,35 @@ class Store:
                 "can stay behind: see that no run is left, have the drive's lock service restarted, or move to a local folder "
                 "with --cache DIR",
             )
-        if "full" in text or getattr(error, "errno", None) == 28:
+        number = getattr(error, "errno", None)
+        if isinstance(error, sqlite3.DatabaseError) and "full" not in text and "I/O" in text:
+            number, text = self._refusal(text)  # SQLite says no more than that of a quota, or of a limit on files
+        if "full" in text or number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return EnvironmentFault(
-                f"no space left for the store {self.folder}",
+                f"no space left for the store {self.folder}" + (f" ({text})" if number else ""),
                 "free some space (deidbench cache prune), or name another folder with --cache DIR; then run the same command "
                 "again, nothing is lost",
             )
         return EnvironmentFault(
-            f"the store {self.folder} cannot be used: {text}", "name a folder that you can write to with --cache DIR"
+            f"the store {self.folder} cannot be used: {text}",
+            "name a folder that you can write to with --cache DIR, or make this one writable; what is in it is not touched",
         )
+
+    def _refusal(self, text: str) -> tuple[int | None, str]:
+        """What the operating system says to a write as large as the database's next one would be, else ``text``."""
+        probe = self.folder / f".tmp-probe-{os.getpid()}"
+        try:
+            size = max(p.stat().st_size for p in self.folder.glob(f"{self.path.name}*")) if self.path.exists() else 0
+            with probe.open("wb", buffering=0) as file:
+                file.seek(size)
+                file.write(bytes(1 << 16))
+                os.fsync(file.fileno())
+        except OSError as error:
+            return error.errno, f"{text}: {error.strerror}"
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
+        return None, text
 
     # -- reading -----------------------------------------------------------------------------------------------
     def get(self, key: str) -> bytes | None:
@@ -422,8 +443,10 @@ class Store:
             return Turn(str(identity), int(turn or 0))
 
         try:
+            with tempfile.TemporaryFile(dir=self.objects):  # told now, and not when the first large picture is there
+                pass
             return self.at_once(write)
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, OSError) as error:
             raise self._fault(error) from error
 
     def finish_run(self, turn: Turn, methods: Mapping[str, str], replaces: Turn | None = None) -> None:

@@ -28,6 +28,11 @@ except ImportError:  # Windows: no locks there
 
 #: In a run's folder while the run goes on.
 RUN_LOCK = "run.lock"
+#: Of a run's folder.
+FOLDERS = ("samples", "figures", "tables")
+#: What :func:`deidbench.images.atomic_write` calls a file that is not whole yet; after STALE seconds nobody is writing it.
+TEMPORARY = ".deidbench-*.tmp"
+STALE = 3600.0
 #: File systems whose files several machines may write.
 NETWORK = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "beegfs", "gpfs", "fuse.sshfs"}
@@ -203,6 +208,10 @@ def run_lock(folder: Path) -> Iterator[Holder | None]:
                 f"see that no run is left on {before.host}, then rm {path} and run again; or choose another folder with --out",
             )
         lock.write(json.dumps(asdict(Holder.me())))
+        _prepare(path.parent)
+    except EnvironmentFault:
+        lock.release(remove=True)
+        raise
     except OSError as error:
         lock.release(remove=True)
         raise EnvironmentFault(
@@ -214,6 +223,25 @@ def run_lock(folder: Path) -> Iterator[Holder | None]:
     finally:
         del _held[path]
         lock.release(remove=True)
+
+
+def _prepare(folder: Path) -> None:
+    """Looks whether a run can write where it will write hours later, and removes what killed ones left in the midst of a file.
+
+    Raises EnvironmentFault.
+    """
+    inside = [p for name in FOLDERS if (p := folder / name).is_dir()]
+    for place in (folder, *inside):
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise EnvironmentFault(
+                f"{place} cannot be written", f"chmod -R u+w {folder}, or choose another folder for the output (--out)"
+            )
+    now = (folder / RUN_LOCK).stat().st_mtime  # by the clock of the drive
+    for place in (folder, *inside):
+        for left in place.glob(TEMPORARY):
+            with contextlib.suppress(OSError):
+                if now - left.stat().st_mtime > STALE:  # else it may be a report's that is being written
+                    left.unlink()
 
 
 def _busy(folder: Path, holder: Holder | None) -> InputError:

@@ -56,6 +56,7 @@ class Command(Anonymizer):
     """
 
     needs_faces = False
+    own_process = True
     incidental = ("repo", "weights", "timeout")
 
     def __init__(
@@ -412,6 +413,7 @@ class Command(Anonymizer):
                     end=launch.end,
                 )
                 if done.code != 0:
+                    exchange.check_room(items[0].image)
                     if len(items) > 1:
                         return None
                     words_of = tail(done.errors) or tail(done.output)
@@ -438,11 +440,13 @@ class Command(Anonymizer):
         try:
             output: Image = exchange.get(pattern.format(**places), item.image, call.same_size)
         except NoOutput as fault:
+            exchange.check_room(item.image)
             if call.no_output == "no_face":
                 return Anonymized.no_face(item.id, f"{self._title} left no picture, as where it finds no face; image withheld")
             said = f"; its last words:\n{last}" if last else ""
             return Anonymized.failed(item.id, tidy(f"{self._title} {fault}{said}", folder))
         except OutputFault as fault:
+            exchange.check_room(item.image)
             return Anonymized.failed(item.id, tidy(f"{self._title} {fault}", folder))
         return Anonymized(item.id, Status.OK, output)
 

@@ -517,6 +517,8 @@ class Resident:
         while True:
             gone = self._process.poll() is not None
             left = end - time.monotonic()
+            if left <= -1:  # it goes on answering what nobody asked
+                raise self._late(timeout)
             try:
                 # In small steps: where a child of its own holds the pipe open, its death shows in no other way.
                 answer = self._answers.get(timeout=0.2 if gone else max(min(left, 0.5), 0.001))
@@ -525,19 +527,23 @@ class Resident:
                     raise self._died() from None
                 if left > 0:
                     continue
-                self.stop()
-                raise ProgramFailure(self._report(f"no answer within {timeout:g} s; the program was killed")) from None
+                raise self._late(timeout) from None
             if answer is None:
                 raise self._died()
             if answer.get("id") == number:
                 return answer
+
+    def _late(self, timeout: float) -> ProgramFailure:
+        self.stop()
+        return ProgramFailure(self._report(f"no answer within {timeout:g} s; the program was killed"))
 
     def _died(self) -> ProgramFailure:
         with suppress(subprocess.TimeoutExpired):  # its pipe closes a moment before it is gone
             self._process.wait(5)
         code = self._process.poll()
         self.stop()
-        return ProgramFailure(self._report(f"the program ended unexpectedly ({in_words(code)})"))
+        what = "closed its output and went on; it was killed" if code is None else f"ended unexpectedly ({in_words(code)})"
+        return ProgramFailure(self._report(f"the program {what}"))
 
     def _report(self, what: str) -> str:
         self._threads[1].join(2)  # so that the last words are in
@@ -573,6 +579,13 @@ class Resident:
 # --------------------------------------------------------------------------------------------------------- exchange
 
 
+#: What to do where the temporary folder is full.
+_ROOM = (
+    "free some space (df -h), or set $TMPDIR to a folder on another disk; then run the same command again: what was computed is kept, and "
+    "no image counts as failed because of this"
+)
+
+
 class OutputFault(Exception):
     """Why what a program left behind is no usable output."""
 
@@ -590,10 +603,14 @@ class Exchange:
         try:
             self.folder = Path(tempfile.mkdtemp(prefix="deidbench-"))
         except OSError as error:
-            raise EnvironmentFault(f"no temporary folder: {error}", "free some space, or set $TMPDIR") from error
-        for name in ("in", "out", "work"):
-            make_folder(self.folder / name)
-        shutil.copyfile(CHANNEL, self.folder / CHANNEL.name)  # for drivers, which see this folder and none of ours
+            raise EnvironmentFault(f"no temporary folder: {error}", _ROOM) from error
+        try:
+            for name in ("in", "out", "work"):
+                make_folder(self.folder / name)
+            shutil.copyfile(CHANNEL, self.folder / CHANNEL.name)  # for drivers, which see this folder and none of ours
+        except (OSError, EnvironmentFault) as error:
+            self.close()
+            raise EnvironmentFault(f"the temporary folder {self.folder} cannot be filled: {error}", _ROOM) from error
 
     def put(self, index: int, image: Image, suffix: str = ".png") -> str:
         """Writes ``in/NNNNNN.png`` and makes sure that no old output has that name; returns the name."""
@@ -605,8 +622,26 @@ class Exchange:
             data = encode_png(image) if suffix == ".png" else encode_image(image, suffix, quality=100)
             (self.folder / "in" / name).write_bytes(data)
         except OSError as error:
-            raise EnvironmentFault(f"{self.folder} cannot be written: {error}", "free some space, or set $TMPDIR") from error
+            self.drop(name)
+            raise EnvironmentFault(f"{self.folder} cannot be written: {error}", _ROOM) from error
         return name
+
+    def check_room(self, image: Image) -> None:
+        """Asked when an output is missing or torn: was there room for it?  Raises EnvironmentFault where there was none.
+
+        A program that finds the disk full need not say so, and the image is not to blame.
+        """
+        probe = self.folder / "room"
+        try:
+            with probe.open("wb", buffering=0) as file:
+                left = memoryview(bytes(image.nbytes + (1 << 16)))
+                while left:
+                    left = left[file.write(left) :]
+        except OSError as error:
+            raise EnvironmentFault(f"no room for pictures in the temporary folder {self.folder}: {error}", _ROOM) from error
+        finally:
+            with suppress(OSError):
+                probe.unlink(missing_ok=True)
 
     def get(self, path: str | Path, image: Image, same_size: bool = True) -> Image:
         """The output for the input ``image``, RGB uint8, of the same size where ``same_size``.  Raises OutputFault.
@@ -697,6 +732,7 @@ class ExternalAnonymizer(Anonymizer):
     ``{"id", "status": "ok" | "no_face" | "failed", "boxes": [[x0, y0, x1, y1], ...], "reason"}``.
     """
 
+    own_process = True
     timeout: float
     startup: float
     #: Whether it says which faces it worked on; one that does and names none found none.
@@ -773,13 +809,12 @@ class ExternalAnonymizer(Anonymizer):
         """One result per item, in order.
 
         An image that crashes the program or takes longer than ``timeout`` is ``failed`` with the tail of what the
-        program wrote; the others are worked on by a fresh process.  Raises as :meth:`load` does, but only where the
-        program does not come up for the first image of the batch: later, the rest of the batch is ``failed``.
+        program wrote; the others are worked on by a fresh process.  Raises as :meth:`load` does, also where the program does not
+        come up again in the midst of a batch: of images that were not tried nothing is known.
         """
         self.validate()
         results: list[Anonymized] = []
         asked = 0
-        down = ""
         try:
             for index, item in enumerate(items):
                 if fault := image_fault(item.image):
@@ -789,16 +824,17 @@ class ExternalAnonymizer(Anonymizer):
                 if isinstance(request, Anonymized):
                     results.append(request)
                     continue
-                if not down:
-                    try:
-                        live = self._ready()
-                    except DeidbenchError as error:
-                        if not asked:
-                            raise
-                        down = f"not tried: the program did not come up again after it failed; {error.message}"
-                if down:
-                    results.append(Anonymized.failed(item.id, down))
-                    continue
+                try:
+                    live = self._ready()
+                except DeidbenchError as error:
+                    if not asked:
+                        raise
+                    before = next((r.reason for r in reversed(results) if r.status is Status.FAILED), "")
+                    raise EnvironmentFault(
+                        f"{self.name} did not come up again after it failed: {error.message}; before that: {before}",
+                        "see that it starts, then run the same command again: what was computed is kept, and images that were not tried "
+                        "do not count as failed",
+                    ) from error
                 asked += 1
                 results.append(self._ask(live, index, item, request))
         except BaseException:  # Ctrl-C above all: nothing of ours may go on working
@@ -817,6 +853,7 @@ class ExternalAnonymizer(Anonymizer):
             self.close()
             return Anonymized.failed(item.id, self._tidy(str(failure), live.exchange))
         except OutputFault as fault:
+            live.exchange.check_room(item.image)
             return Anonymized.failed(item.id, f"{self.name} {fault}")
         finally:
             live.exchange.drop(name)
