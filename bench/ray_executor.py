@@ -49,6 +49,8 @@ def _ray() -> Any:
     """Ray, imported when it is needed, with its reports to its makers turned off."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of what it will do one day
+    # It would print, on standard output, that a worker was lost; that is for us to tell, and --json has standard output for itself.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     try:
         import ray
     except ImportError as error:
@@ -60,7 +62,8 @@ class Session:
     """A connection to Ray, made on first use, and the store that its workers are to have.
 
     address: of a cluster ("auto" or HOST:PORT; None: ``$RAY_ADDRESS``); where there is none, Ray is started on this machine, and
-    :meth:`close` ends it.  A cluster that was joined is left running.  store: the store's folder, None for tasks that use none.
+    :meth:`close` ends it.  A cluster that was joined is left running, and a connection that was there before is left open.
+    store: the store's folder, None for tasks that use none.
     """
 
     def __init__(self, address: str | None = None, store: Path | None = None) -> None:
@@ -102,7 +105,7 @@ class Session:
                             object_store_memory=OBJECTS,
                             **quiet,
                         )
-                        self._ours = True
+                    self._ours = True
                 except (ConnectionError, RuntimeError, ValueError, OSError) as error:
                     raise EnvironmentFault(
                         f"no Ray cluster answers at {self.address}: {_first_line(error)}"
@@ -123,7 +126,7 @@ class Session:
         return {
             "name": "ray",
             "version": self._version,
-            "joined": self._ray is not None and not self._ours,
+            "joined": bool(self.address),
             "workers": self._workers,
             "nodes": len(self.nodes),
             "lost_workers": self.lost,
