@@ -145,11 +145,11 @@ class ThroughputTable(_Strict):
     """Timing: how many images, how often, and what the machine costs.  images = 0 leaves it out."""
 
     #: How many images are timed (the first ones); 0: nothing is timed.
-    images: int = Field(default=32, ge=0)
+    images: int = Field(default=24, ge=0)
     #: How often; six support a 95 % interval of the median by order statistics.
     repeats: int = Field(default=6, ge=2)
     #: How many of the images are also timed end to end, from file to file; 0: none.  A 99th percentile takes 100 calls: 17 and 6 repeats.
-    end_to_end_images: int = Field(default=8, ge=0)
+    end_to_end_images: int = Field(default=5, ge=0)
     #: Seconds that one method may take; a slower one is timed on fewer images or repeats, and its rows say so.
     max_seconds: float = Field(default=60, gt=0)
     #: Label of the method that others are compared with in speed; without one the first that is no control.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from deidbench.anonymizers.base import Anonymizer
 
 #: A larger batch is chosen where it is quicker by more than this share; less is noise, and a tie goes to the smaller.
-GAIN = 0.05
+GAIN = 0.1
 #: A pass of the batch search that takes less is repeated, and the quickest counts: what disturbs only makes it longer.
 SHORT_S, PASSES = 0.1, 3
 #: Images are cut down to this many before repeats are cut.

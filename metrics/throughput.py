@@ -268,8 +268,6 @@ def speedup(timing: Timing, reference: Timing, dataset: str, protocol: Protocol)
     of the ratios are those of their logarithms, so that which of the two is the reference makes no difference.
     Raises ValueError where the repeats do not pair.
     """
-    if len(timing.offline) != len(reference.offline):
-        raise ValueError(f"{len(timing.offline)} and {len(reference.offline)} repeats do not pair: time both interleaved")
     common = {
         "dataset": dataset, "method": timing.label, "comparison": reference.label, "n_images": timing.images,
         "trusted": timing.trusted and reference.trusted,
@@ -281,6 +279,8 @@ def speedup(timing: Timing, reference: Timing, dataset: str, protocol: Protocol)
     for who in (timing, reference):
         if why := _nothing(who):
             return _row("throughput.speedup", None, reason=f"{who.label}: {why}", ci_reason="no value", **common)
+    if len(timing.offline) != len(reference.offline):
+        raise ValueError(f"{len(timing.offline)} and {len(reference.offline)} repeats do not pair: time both interleaved")
     if timing.faces == 0 or reference.faces == 0:
         who = timing if timing.faces == 0 else reference
         return _row("throughput.speedup", None, reason=f"{who.label} released no face", ci_reason="no value", **common)
