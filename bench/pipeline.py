@@ -1,7 +1,7 @@
-"""The way of one image through a run: anonymise, find the face again, embed, measure.
+"""What a run asks of its workers: the plan, tasks and what they leave in the store.
 
-:func:`process` does for one method and one batch of samples whatever the store does not hold yet, and writes it in one
-transaction.  Artefacts are keyed by what determines them (:func:`keys_for`), so a changed parameter computes anew what
+:func:`process` does for a batch of samples and some methods whatever the store does not hold yet (:mod:`deidbench.batch`), and writes
+it in one transaction per method.  Artefacts are keyed by what determines them (:class:`Keys`), so a changed parameter computes anew what
 depends on it and nothing else, and a killed run loses the batch in flight at most.
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,22 +19,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from deidbench.adapter_calls import embed_in_parts, run_adapter
 from deidbench.cache import Artefacts, Store, key
-from deidbench.errors import DeidbenchError, InputError
 from deidbench.faces import (
     ALIGN_VERSION,
     AVERAGE_FACE,
     FaceFinder,
     align,
-    alignment,
-    moved,
-    pack_faces,
     similarity,
     subject_face,
-    unpack_faces,
 )
-from deidbench.types import Box, CropSpec, Face, FaceResult, Image, Item, Sample, Status
+from deidbench.types import Box, CropSpec, Face, FaceResult, Image, Sample, Status
 
 if TYPE_CHECKING:
     from deidbench.anonymizers.base import Anonymizer
@@ -52,6 +46,8 @@ PASSTHROUGH_LEVELS = 12
 MIDDLE = (0.2, 0.15, 0.8, 0.9)
 #: Side of the thumbnails by which copies of other images are looked for, in pixels.
 THUMB = 16
+#: Threads of a worker for decoding and encoding, at most: pictures come faster than models want them from few.
+HANDS = 4
 #: Index of the pseudo-method "clear": the images as they are, the gallery of the ignorant attacker.
 CLEAR = -1
 
@@ -96,15 +92,16 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A batch of samples for method number ``method`` (or CLEAR).
+    """A batch of samples for some methods, by number, one after the other; CLEAR, where it is among them, comes first.
 
-    typical: where faces are in this data set's clear frames (fractions), the fallback of last resort.
+    typical: where faces are in this data set's clear frames (fractions), the fallback of last resort.  None: not known yet; what
+    would have to be cut out there is left for another task.
     evaluated: False for images that attackers learn from; nothing is measured on those.
     """
 
-    method: int
+    methods: tuple[int, ...]
     samples: tuple[Sample, ...]
-    typical: tuple[float, float, float, float] = MIDDLE
+    typical: tuple[float, float, float, float] | None = MIDDLE
     evaluated: bool = True
 
 
@@ -241,14 +238,18 @@ class Output:
         return cls(Status(r["status"]), Status(r["adapter_status"]), r["reason"], shape, faces, r["identical"], thumb, digest)
 
 
+def published_boxes(output: Output | None) -> list[Box]:
+    """Where the anonymizer says that it worked."""
+    return [f.box for f in output.faces if f.box is not None and f.box.area > 0] if output else []
+
+
 def fallback_box(output: Output | None, shape: tuple[int, int], hint: Box | None, typical: Sequence[float]) -> Box:
     """What the attacker cuts out where no face was acquired: the box that the anonymizer published, else a fixed crop.
 
     shape: (H, W) of the output.  hint: the data set's box of the subject, to choose among several published ones.
     typical: fractions of the frame.
     """
-    published = [f.box for f in output.faces if f.box is not None and f.box.area > 0] if output else []
-    if published:
+    if published := published_boxes(output):
         chosen = subject_face([Face(b) for b in published], hint) or Face(max(published, key=lambda b: b.area))
         return chosen.box
     h, w = shape
@@ -324,6 +325,8 @@ class Worker:
         self.plan, self.fingerprints = plan, Fingerprints(plan)
         self.store: Artefacts = Store(plan.store) if store is None else store
         self._loaded: set[int] = set()
+        #: Threads that decode and encode pictures while others compute.
+        self.hands = ThreadPoolExecutor(min(HANDS, plan.threads), "pictures")
 
     def ready(self, part: Any) -> Any:
         """``part`` with its weights read (once per process)."""
@@ -336,7 +339,13 @@ class Worker:
         return part
 
     def process(self, task: Task) -> Outcome:
-        return _Batch(self, task).run()
+        from deidbench.batch import run_task
+
+        return run_task(self, task)
+
+    def close(self) -> None:
+        self.hands.shutdown(wait=True, cancel_futures=True)
+        self.store.close()
 
 
 _worker: Worker | None = None
@@ -358,7 +367,7 @@ def dismiss() -> None:
     """Gives back what :func:`initialise` opened in this process."""
     global _worker
     if _worker is not None:
-        _worker.store.close()
+        _worker.close()
         _worker = None
 
 
@@ -366,294 +375,6 @@ def process(task: Task) -> Outcome:
     """Runs in a worker after :func:`initialise`."""
     assert _worker is not None, "initialise(plan) comes first"
     return _worker.process(task)
-
-
-class _Batch:
-    """One task: computes what is missing and stores it."""
-
-    def __init__(self, worker: Worker, task: Task) -> None:
-        self.worker, self.task, self.plan = worker, task, worker.plan
-        self.outcome = Outcome()
-        self.new: dict[str, bytes] = {}
-        self.keys = {s.id: Keys(worker.plan, worker.fingerprints, task.method, s, task.evaluated) for s in task.samples}
-        self._frames: dict[str, Image] = {}
-        self._frame_faces: dict[str, list[Face]] = {}
-        self._clear: dict[str, Image] = {}
-        self._pictures: dict[str, Image] = {}
-        self._clear_faces: dict[str, list[Face]] = {}
-
-    def run(self) -> Outcome:
-        before = self.worker.store.damaged
-        samples = self.readable(self.task.samples)
-        if self.task.method == CLEAR:
-            faces = self.clear_faces(samples)
-            self.thumbs(samples)
-            self.embed([(s, None, faces[s.id]) for s in samples])
-        else:
-            outputs = self.anonymise(samples)
-            released = [s for s in samples if outputs[s.id].released]
-            faces = self.acquire(released, outputs)
-            self.embed([(s, outputs[s.id], faces[s.id]) for s in released])
-            if self.task.evaluated:
-                self.measure(released, faces)
-        with _timed(self.outcome, "store"):
-            if self.new:
-                self.worker.store.put_many(self.new)
-        self.outcome.damaged = self.worker.store.damaged - before
-        return self.outcome
-
-    # -- images ------------------------------------------------------------------------------------------------
-    def readable(self, samples: Sequence[Sample]) -> list[Sample]:
-        """Those whose faces are known already (so they were read before) or that can be read now."""
-        known = self.worker.store.present(self.keys[s.id].clear_faces for s in samples)
-        good = []
-        for s in samples:
-            if self.keys[s.id].clear_faces not in known:
-                try:
-                    self.clear(s)
-                except InputError as error:
-                    self.outcome.unreadable[s.id] = str(error)
-                    continue
-            good.append(s)
-        return good
-
-    def frame(self, sample: Sample) -> Image:
-        """The image as the data set has it."""
-        if sample.id not in self._frames:
-            with _timed(self.outcome, "decode"):
-                self._frames[sample.id] = load_sample(sample)
-        return self._frames[sample.id]
-
-    def clear(self, sample: Sample) -> Image:
-        """What is anonymised: the frame, or in the crop-level protocol its subject's aligned face."""
-        if self.plan.level == "frame":
-            return self.frame(sample)
-        if sample.id not in self._clear:
-            frame, faces = self.frame(sample), self.frame_faces([sample])[sample.id]
-            with _timed(self.outcome, "align"):
-                self._clear[sample.id] = self.plan.cut(frame, faces, sample)
-        return self._clear[sample.id]
-
-    def thumbs(self, samples: Sequence[Sample]) -> None:
-        present = self.worker.store.present(self.keys[s.id].thumb for s in samples)
-        for s in samples:
-            if self.keys[s.id].thumb not in present:
-                self.new[self.keys[s.id].thumb] = thumbnail(self.clear(s))
-
-    def picture(self, sample: Sample) -> Image:
-        """The method's output for a sample, from this batch or from the store."""
-        from deidbench.images import decode_png
-
-        if self.task.method == CLEAR:
-            return self.clear(sample)
-        if sample.id not in self._pictures:
-            data = self.worker.store.get(self.keys[sample.id].picture)
-            if data is not None:
-                self._pictures[sample.id] = decode_png(data)
-            else:  # damaged, or pruned since: made anew
-                self.anonymise([sample])
-        if sample.id not in self._pictures:
-            raise DeidbenchError(f"the picture of {sample.id} has gone from the store", "run the same command again")
-        return self._pictures[sample.id]
-
-    # -- stages ------------------------------------------------------------------------------------------------
-    def frame_faces(self, samples: Sequence[Sample]) -> dict[str, list[Face]]:
-        """All faces of the images as the data set has them."""
-        if missing := [s for s in samples if s.id not in self._frame_faces]:
-            stored = self.worker.store.get_many(self.keys[s.id].frame_faces for s in missing)
-            for s in missing:
-                k = self.keys[s.id].frame_faces
-                if k in stored:
-                    self._frame_faces[s.id] = unpack_faces(stored[k])
-                    continue
-                image = self.frame(s)
-                with _timed(self.outcome, "detect"):
-                    self._frame_faces[s.id] = self.plan.finder.find(image)
-                self.outcome.computed["detect"] += 1
-                self.new[k] = pack_faces(self._frame_faces[s.id], image.shape)
-        return self._frame_faces
-
-    def clear_faces(self, samples: Sequence[Sample]) -> dict[str, list[Face]]:
-        """All faces of what is anonymised; the one of an aligned crop is where its alignment put it."""
-        if self.plan.level == "frame":
-            return self.frame_faces(samples)
-        if missing := [s for s in samples if s.id not in self._clear_faces]:
-            stored = self.worker.store.get_many(self.keys[s.id].clear_faces for s in missing)
-            for s in missing:
-                k = self.keys[s.id].clear_faces
-                if k in stored:
-                    self._clear_faces[s.id] = unpack_faces(stored[k])
-                    continue
-                face = subject_face(self.frame_faces([s])[s.id], s.box)
-                spec = aligned_crop()
-                self._clear_faces[s.id] = [] if face is None else [moved(face, alignment(face, spec))]
-                self.new[k] = pack_faces(self._clear_faces[s.id], (spec.size, spec.size))
-        return self._clear_faces
-
-    def anonymise(self, samples: Sequence[Sample]) -> dict[str, Output]:
-        from deidbench.images import encode_png
-
-        wanted = [self.keys[s.id].source for s in samples]
-        stored = {k: Output.unpack(v) for k, v in self.worker.store.get_many(wanted).items()}
-        pictures = self.worker.store.present(self.keys[s.id].picture for s in samples)
-        outputs: dict[str, Output] = {}
-        todo = []
-        for s in samples:
-            k = self.keys[s.id]
-            output = stored.get(k.source)
-            again = output is not None and self.plan.retry_failed and output.adapter_status is Status.FAILED
-            if output is None or again or (output.released and k.picture not in pictures):
-                todo.append(s)
-            else:
-                outputs[s.id] = output
-        if not todo:
-            return outputs
-        anonymizer = self.worker.ready(self.plan.method(self.task.method, self.task.evaluated))
-        faces = self.clear_faces(todo)
-        items = [
-            Item(
-                s.id, self.clear(s), tuple(faces[s.id]) if anonymizer.needs_faces else None, self.keys[s.id].seed, s.subject_id
-            )
-            for s in todo
-        ]
-        with _timed(self.outcome, "anonymize"):
-            results = run_adapter(anonymizer, items)
-        self.outcome.computed["anonymize"] += len(items)
-        for s, item, result in zip(todo, items, results, strict=True):
-            status, identical = result.status, False
-            if result.image is not None:
-                identical = result.image.shape == item.image.shape and bool((result.image == item.image).all())
-                if identical or passthrough(item.image, result.image, subject_face(faces[s.id], self.plan.box(s))):
-                    status = Status.PASSTHROUGH
-            shape = None if result.image is None else (result.image.shape[0], result.image.shape[1])
-            thumb = b"" if result.image is None else thumbnail(result.image)
-            digest = "" if result.image is None else pixels_sha256(result.image)
-            output = Output(status, result.status, result.reason, shape, result.faces, identical, thumb, digest)
-            outputs[s.id] = output
-            k = self.keys[s.id]
-            self.new[k.source] = output.pack()
-            if result.image is not None:
-                self._pictures[s.id] = result.image
-                with _timed(self.outcome, "store"):
-                    self.new[k.picture] = encode_png(result.image)
-        return outputs
-
-    def acquire(self, samples: Sequence[Sample], outputs: Mapping[str, Output]) -> dict[str, list[Face]]:
-        """Faces found on the output itself, never with the original's landmarks (but in the crop-level protocol)."""
-        stored = self.worker.store.get_many(self.keys[s.id].faces for s in samples)
-        found: dict[str, list[Face]] = {}
-        seen: dict[tuple[tuple[int, ...], bytes], list[Face]] = {}
-        for s in samples:
-            k = self.keys[s.id].faces
-            if k in stored:
-                found[s.id] = unpack_faces(stored[k])
-                continue
-            shape = outputs[s.id].shape
-            assert shape is not None, "only released outputs are searched"
-            if self.plan.level == "crop":
-                side = aligned_crop().size
-                m = np.array([[shape[1] / side, 0.0, 0.0], [0.0, shape[0] / side, 0.0]])
-                found[s.id] = [moved(face, m) for face in self.clear_faces([s])[s.id]]
-            elif outputs[s.id].identical:  # the same pixels: the same faces, no need to look again
-                found[s.id] = self.clear_faces([s])[s.id]
-            else:
-                image = self.picture(s)
-                same = (image.shape, image.tobytes())  # black frames, for one, are searched once
-                if same not in seen:
-                    with _timed(self.outcome, "detect"):
-                        seen[same] = self.plan.finder.find(image, thorough=self.plan.box(s) is not None)
-                found[s.id] = seen[same]
-                self.outcome.computed["detect"] += 1
-            self.new[k] = pack_faces(found[s.id], shape)
-        return found
-
-    def embed(self, rows: Sequence[tuple[Sample, Output | None, list[Face]]]) -> None:
-        for r, recognizer in enumerate(self.plan.recognizers[: None if self.task.evaluated else self.plan.seen]):
-            todo: list[tuple[str, Sample, Face]] = []
-            copies: list[tuple[str, str]] = []
-            wanted = []
-            for s, output, faces in rows:
-                face = subject_face(faces, self.plan.box(s))
-                box: Box | None = None
-                if face is None:
-                    shape = output.shape if output is not None and output.shape is not None else self.clear(s).shape[:2]
-                    typical = self.task.typical if output is not None else middle(self.plan.level)
-                    box = fallback_box(output, (shape[0], shape[1]), self.plan.box(s), typical)
-                wanted.append((self.keys[s.id].embedding(r, box), s, output, face or Face(box or Box(0, 0, 1, 1)), box))
-            present = self.worker.store.present(k for k, *_ in wanted)
-            for k, s, output, face, box in wanted:
-                if k in present:
-                    continue
-                if output is not None and output.identical and box is None:
-                    copies.append((k, Keys(self.plan, self.worker.fingerprints, CLEAR, s).embedding(r, None)))
-                    if copies[-1][1] in self.new or self.worker.store.present([copies[-1][1]]):
-                        continue
-                    copies.pop()
-                todo.append((k, s, face))
-            if copies:
-                sources = self.worker.store.get_many(c for _, c in copies)
-                for k, c in copies:
-                    if (data := sources.get(c, self.new.get(c))) is not None:
-                        self.new[k] = data
-            if not todo:
-                continue
-            self.worker.ready(recognizer)
-            with _timed(self.outcome, "align"):
-                crops = [align(self.picture(s), face, recognizer.crop) for _, s, face in todo]
-            # Equal crops (black frames, for one) are embedded once: quicker, and their scores tie exactly.
-            first: dict[bytes, int] = {}
-            where = [first.setdefault(crop.tobytes(), len(first)) for crop in crops]
-            distinct = [crops[where.index(i)] for i in range(len(first))]
-            with _timed(self.outcome, f"embed {recognizer.name}"):
-                embeddings = embed_in_parts(recognizer, distinct)
-            if embeddings.shape[0] != len(distinct) or embeddings.dtype != recognizer.dtype:
-                raise DeidbenchError(
-                    f"recogniser {recognizer.name!r} returned {embeddings.shape} {embeddings.dtype} for {len(distinct)} faces",
-                    f"it must return {np.dtype(recognizer.dtype)} (n, d)",
-                )
-            self.outcome.computed["embed"] += len(todo)
-            for (k, _, _), i in zip(todo, where, strict=True):
-                self.new[k] = np.ascontiguousarray(embeddings[i]).tobytes()
-
-    def measure(self, samples: Sequence[Sample], faces: Mapping[str, Sequence[Face]]) -> None:
-        for m, metric in enumerate(self.plan.metrics):
-            if not metric.measures:
-                continue
-            present = self.worker.store.present(self.keys[s.id].measure(m) for s in samples)
-            for s in samples:
-                k = self.keys[s.id].measure(m)
-                if k in present:
-                    continue
-                original, output = self.clear(s), self.picture(s)
-                found = subject_face(faces[s.id], self.plan.box(s))
-                if output.shape != original.shape:
-                    (h, w), (to_h, to_w) = output.shape[:2], original.shape[:2]
-                    output = resized(output, original.shape)
-                    if found is not None:
-                        found = moved(found, np.array([[to_w / w, 0.0, 0.0], [0.0, to_h / h, 0.0]]))
-                face = subject_face(self.clear_faces([s])[s.id], self.plan.box(s))
-                with _timed(self.outcome, f"measure {metric.name}"):
-                    values = dict(metric.measure(original, output, face, found))
-                self.outcome.computed["measure"] += 1
-                if set(values) != set(metric.measures):
-                    raise DeidbenchError(
-                        f"metric {metric.name!r} measured {sorted(values)}, it declares {sorted(metric.measures)}",
-                        "mend the metric",
-                    )
-                self.new[k] = json.dumps({name: float(v) for name, v in values.items()}).encode()
-
-
-class _timed:
-    """Adds the seconds of a block to an outcome's stage."""
-
-    def __init__(self, outcome: Outcome, stage: str) -> None:
-        self.outcome, self.stage = outcome, stage
-
-    def __enter__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.outcome.seconds[self.stage] += time.perf_counter() - self.start
 
 
 def typical_box(boxes: Sequence[tuple[Box, tuple[int, int]]]) -> tuple[float, float, float, float]:

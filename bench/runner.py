@@ -71,6 +71,10 @@ REFUSED_SHARE = 0.5
 OVERLAP_SHARE = 0.01
 #: How often a run makes anew what it finds damaged in the store, before it gives up.
 HEALINGS = 3
+#: Tasks that every worker should have at least, so that none waits long for the others at the end.
+TASKS = 4
+#: What workers do with an image, in the words of the progress bar.
+ALL_STEPS = "anonymise, find, embed, measure"
 
 
 @dataclass(frozen=True)
@@ -413,10 +417,34 @@ class _Run:
         return [tuple(samples[i : i + n]) for i in range(0, len(samples), n)]
 
     def _execute(self, executor: Any, title: str, tasks: Sequence[Task]) -> None:
-        with progress(title, sum(len(t.samples) for t in tasks), quiet=self.options.quiet) as tick:
+        with progress(title, sum(len(t.samples) * len(t.methods) for t in tasks), quiet=self.options.quiet) as tick:
             for i, outcome in executor.run(process, tasks):
                 self._note(outcome)
-                tick(len(tasks[i].samples))
+                tick(len(tasks[i].samples) * len(tasks[i].methods))
+
+    def _tasks(self, lacking: Mapping[int, Sequence[Sample]], typical: Any, evaluated: bool) -> list[Task]:
+        """Batches of samples, each with all the methods that it lacks, so that an image is decoded once for all of them.
+
+        lacking: method -> samples.  Where there are few images the methods are shared out too: every worker is to have some tasks.
+        """
+        methods: dict[str, list[int]] = defaultdict(list)
+        samples: dict[str, Sample] = {}
+        for m, todo in lacking.items():
+            for s in todo:
+                methods[s.id].append(m)
+                samples[s.id] = s
+        groups: dict[tuple[int, ...], list[Sample]] = defaultdict(list)
+        for name, those in methods.items():
+            groups[tuple(those)].append(samples[name])
+        tasks = []
+        for those, group in groups.items():
+            batches = self._batches(group)
+            parts = min(len(those), -(-TASKS * self.workers // len(batches)))
+            size = -(-len(those) // parts)
+            tasks += [
+                Task(those[at : at + size], batch, typical, evaluated) for batch in batches for at in range(0, len(those), size)
+            ]
+        return tasks
 
     def _note(self, outcome: Outcome) -> None:
         for stage, seconds in outcome.seconds.items():
@@ -431,11 +459,20 @@ class _Run:
         keys = {s.id: Keys(self.plan, self.fingerprints, CLEAR, s) for s in everything}
         centre = middle(self.plan.level)
         state = self._state(CLEAR, everything, keys, centre)
-        tasks = []
+        tasks: list[Task] = []
+        title = "clear images"
+        # What needs no gallery is done while the image is at hand; where a face is not found is told when all of them are known.
+        # Where there are few images the methods are shared out among the workers, once all faces are known.
+        at_once = [] if self.options.retry_failed else [m for m, part in enumerate(self.plan.methods) if not part.needs_gallery]
         for samples, evaluated in ((self.samples, True), (self.background, False)):
             todo = [s for s in samples if not state[s.id].complete]
-            tasks += [Task(CLEAR, batch, evaluated=evaluated) for batch in self._batches(todo)]
-        self._execute(executor, "clear images", tasks)
+            if at_once and len(todo) >= TASKS * self.workers * self.options.batch:
+                title = ALL_STEPS
+                typical = centre if self.plan.level == "crop" else None
+                tasks += [Task((CLEAR, *at_once), batch, typical, evaluated) for batch in self._batches(todo)]
+            else:
+                tasks += [Task((CLEAR,), batch, evaluated=evaluated) for batch in self._batches(todo)]
+        self._execute(executor, title, tasks)
         if self.unreadable:
             for name in self._changes().keys() & self.unreadable.keys():
                 self.unreadable[name] = f"changed while the run was going on: {self.unreadable[name]}"
@@ -489,18 +526,18 @@ class _Run:
         self.fingerprints = Fingerprints(self.plan)
 
     def _methods(self, executor: Any) -> None:
-        tasks = []
         self.method_keys = []
         everything = [*self.samples, *self.background]
         self.evaluated = {s.id for s in self.samples}
+        lacking: dict[bool, dict[int, list[Sample]]] = {True: {}, False: {}}
         for m in range(len(self.plan.methods)):
             keys = {s.id: Keys(self.plan, self.fingerprints, m, s, s.id in self.evaluated) for s in everything}
             self.method_keys.append(keys)
             state = self._state(m, everything, keys, self.typical)
             for samples, evaluated in ((self.samples, True), (self.background, False)):
-                todo = [s for s in samples if not state[s.id].complete]
-                tasks += [Task(m, batch, self.typical, evaluated) for batch in self._batches(todo)]
-        self._execute(executor, "anonymise, find, embed, measure", tasks)
+                lacking[evaluated][m] = [s for s in samples if not state[s.id].complete]
+        tasks = [t for evaluated, todo in lacking.items() for t in self._tasks(todo, self.typical, evaluated)]
+        self._execute(executor, ALL_STEPS, tasks)
         self._tried = True
         self.states = [self._state(m, everything, self.method_keys[m], self.typical) for m in range(len(self.plan.methods))]
         for m in range(len(self.plan.methods)):
