@@ -325,6 +325,46 @@ def test_the_store_is_served_by_its_own_machine(session: Session, tmp_path: Path
     ray.kill(other)
 
 
+@pytest.mark.slow
+def test_a_comparison_in_parts_equals_the_whole(session: Session, tmp_path: Path) -> None:
+    """The exact figures of a single process, although a worker is killed in the midst."""
+    from deidbench.metrics.models.base import l2_normalise
+    from deidbench.metrics.reid import sharded, streaming
+
+    rng = np.random.default_rng(0)
+    person = rng.integers(0, 200, 1500)
+    x = l2_normalise(rng.normal(size=(200, 32))[person] + 0.9 * rng.normal(size=(1500, 32)))
+    data = (x, x, person, person, np.arange(1500))
+    sharded.lay_out(tmp_path, *data)
+    executor = session.executor(2, ready, ())
+
+    class Killing:
+        """Kills a worker after the third part."""
+
+        workers = 2
+
+        def run(self, function: Any, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+            for n, result in enumerate(executor.run(function, tasks)):
+                yield result
+                if n == 2:
+                    os.kill(executor.pids[0], signal.SIGKILL)
+
+        def close(self) -> None:
+            executor.close()
+
+    before = session.lost
+    try:
+        state = sharded.compare(Killing(), sharded.parts(tmp_path, 12))
+    finally:
+        executor.close()
+    whole = streaming.compare_all(*data)
+    assert session.lost > before
+    np.testing.assert_array_equal(state.genuine.counts, whole.genuine.counts)
+    np.testing.assert_array_equal(state.impostor.counts, whole.impostor.counts)
+    assert (state.eer(), state.auc()) == (whole.eer(), whole.auc())
+    assert state.hits == sharded.state_of(whole, person).hits and 0.2 < state.rank(1) < 1
+
+
 def test_a_node_that_is_lost_costs_what_it_was_at(cluster: Any, session: Session) -> None:
     """Last in this file, for it takes a node away."""
     executor = session.executor(2, ready, ())
@@ -342,6 +382,52 @@ def test_a_node_that_is_lost_costs_what_it_was_at(cluster: Any, session: Session
         assert victim and answers[max(answers)] != victim
     finally:
         executor.close()
+
+
+#: Two workers of a Ray of their own, in the midst of tasks that take for ever.
+ALONE = """
+import os, pathlib, sys, time
+from deidbench.ray_executor import Session
+
+FOLDER = pathlib.Path(sys.argv[1])
+
+def ready():
+    (FOLDER / str(os.getpid())).touch()
+
+def work(task):
+    time.sleep(600)
+
+if __name__ == "__main__":
+    with Session() as session:
+        for _ in session.executor(2, ready, ()).run(work, [1, 2, 3, 4]):
+            pass
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_worker_outlives_the_run(tmp_path: Path, how: signal.Signals) -> None:
+    script, pids = tmp_path / "script.py", tmp_path / "pids"
+    script.write_text(ALONE)
+    pids.mkdir()
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    process = subprocess.Popen([sys.executable, str(script), str(pids)], stderr=subprocess.DEVNULL, env=environment)
+    try:
+        end = time.monotonic() + 120
+        while len(list(pids.iterdir())) < 2:
+            assert time.monotonic() < end
+            assert process.poll() is None
+            time.sleep(0.05)
+        children = [p.pid for p in psutil.Process(process.pid).children(recursive=True)]
+        process.send_signal(how)
+        process.wait(60)
+    finally:
+        process.kill()
+    for pid in {*children, *(int(p.name) for p in pids.iterdir())}:
+        end = time.monotonic() + 60
+        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < end, f"{psutil.Process(pid).cmdline()} is left over"
+            time.sleep(0.1)
 
 
 # ------------------------------------------------------------------------------------------------------ without a cluster
