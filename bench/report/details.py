@@ -8,6 +8,8 @@ from dataclasses import replace
 from functools import partial
 
 from deidbench.records import Row
+from deidbench.report.dots import SPEED
+from deidbench.report.speed import speed_tables
 from deidbench.report.tables import (
     Cell,
     Column,
@@ -352,6 +354,9 @@ def detail_tables(view: View, dataset: str) -> list[Table]:
     left, rest = utility_tables(view, dataset, [*shown, *rest])
     tables += left
 
+    # so do the speed and the other figures of it
+    timed, rest = speed_tables(view, dataset, [*(k for k in main if k.metric == SPEED), *rest])
+
     several = len(view.attackers) > 1
     blocks: dict[tuple[str, str], list[Key]] = {}
     for k in rest:
@@ -365,7 +370,7 @@ def detail_tables(view: View, dataset: str) -> list[Table]:
     for family in families:
         mine = sorted((c for f, c in blocks if f == family), key=bool)  # the headline convention first
         tables += [_block(view, dataset, family, convention, blocks[family, convention]) for convention in mine]
-    return tables
+    return tables + timed
 
 
 def _block(view: View, dataset: str, family: str, convention: str, keys: Sequence[Key]) -> Table:

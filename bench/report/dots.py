@@ -189,6 +189,7 @@ def throughput(view: View, dataset: str, width: float = COLUMN) -> Drawing | str
         _Track(LATENCIES[0], "median", True, "o", -0.22),
         _Track(LATENCIES[1], "90\u00a0%", False, "o"),
         _Track(LATENCIES[2], "99\u00a0%", True, "|", 0.22),
+        _Track(LATENCIES[0].replace(".", ".end_to_end_"), "median end to end", False, "s"),
     ]
     tracks = [[t for t in ts if any(row(m.label, t.metric) for m in view.methods)] for ts in (speeds, latencies)]
     methods = [m for m in view.methods if any(row(m.label, t.metric) for ts in tracks for t in ts)]
@@ -263,6 +264,7 @@ def _machine(view: View, rows: Sequence[Row]) -> str:
     """What was timed, and where; settings on which the methods differ are left to the tables."""
     env: Mapping[str, Any] = view.entry("environment")
     common = [p for p in (parts(rows[0].note) if rows else ()) if all(p in parts(r.note) for r in rows)]
+    common = [p for p in common if not p.startswith(("threads: ", "batch of ", "outputs compared "))]
     cores = env.get("cores")
     machine = plain(env.get("cpu") or "not recorded") + (f", {counted(int(cores), 'core')}" if isinstance(cores, int) else "")
     gpus = env.get("gpus") or env.get("gpu")

@@ -75,6 +75,7 @@ HEADINGS: Mapping[str, str] = {
     "throughput.latency_p50": "Latency, median",
     "throughput.latency_p90": "Latency, p90",
     "throughput.latency_p99": "Latency, p99",
+    "throughput.end_to_end_faces_per_s": "Speed, end to end",
 }
 
 #: What attackers know, in words, for runs that do not say so themselves and attackers that are not installed here.
@@ -227,6 +228,7 @@ def attained(row: Row) -> list[tuple[str, str]]:
 _ASIDE = re.compile(
     r"attained by |taking the largest of |not trusted and left out: |seed \d+ of \d+ |rank-1 per seed |learnt: |\d+ bins, omega = 1"
     r"|\d+ of \d+ outputs are |clear \d|learnt on clear |overlap: |ratio of mean skills |\d+ of \d+ attributes measurable"
+    r"|threads: |\d+ images, \d+ faces|\d+ images a call|batch of \d|outputs compared with those that were judged: the same|judged by "
 )
 
 
