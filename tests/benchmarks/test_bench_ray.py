@@ -38,6 +38,14 @@ ROUNDS, TASKS, FACES = 5, 24, 16
 STATE = "state of the benchmark"
 
 
+@pytest.fixture
+def others() -> float:
+    """Share of the machine's cores that others use before we begin."""
+    import psutil
+
+    return psutil.cpu_percent(interval=3) / 100
+
+
 def loaded(name: str) -> None:
     """A recogniser in this process, one thread."""
     recognizer = kinds.recognizers.create(name)
@@ -55,7 +63,7 @@ def embed(crops: np.ndarray) -> tuple[int, float]:
 
 
 @pytest.mark.parametrize("name", ["dlib", "sface"])
-def test_the_embedding_stage_scales(name: str, orl_face: np.ndarray) -> None:
+def test_the_embedding_stage_scales(name: str, orl_face: np.ndarray, others: float) -> None:
     import cv2
 
     spec = kinds.recognizers.create(name).crop
@@ -86,6 +94,8 @@ def test_the_embedding_stage_scales(name: str, orl_face: np.ndarray) -> None:
         f"\n{name}: {rate[1]:.1f} faces/s with one worker, {rate[2]:.1f} with two: {rate[2] / rate[1]:.2f} times "
         f"(rounds {', '.join(f'{r:.2f}' for r in ratios)}); share of a worker's time in the network: {busy[1]:.2f}, {busy[2]:.2f}"
     )
+    if others > 0.1:
+        pytest.skip(f"others had {others:.0%} of the cores: {rate[2] / rate[1]:.2f} says nothing about two cores")
     assert rate[2] / rate[1] >= LEAST
 
 
