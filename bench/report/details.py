@@ -354,8 +354,7 @@ def detail_tables(view: View, dataset: str) -> list[Table]:
     left, rest = utility_tables(view, dataset, [*shown, *rest])
     tables += left
 
-    # so do the speed and the other figures of it
-    timed, rest = speed_tables(view, dataset, [*(k for k in main if k.metric == SPEED), *rest])
+    timed, rest = speed_tables(view, dataset, rest, [k for k in main if k.metric == SPEED])
 
     several = len(view.attackers) > 1
     blocks: dict[tuple[str, str], list[Key]] = {}

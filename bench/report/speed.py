@@ -29,9 +29,9 @@ _BATCH = re.compile(r"(\d+) images a call$")
 _TOLD = re.compile(r"\d+ images a call$|batch of \d+(, the quickest of [\d, ]+)?$")
 
 
-def speed_tables(view: View, dataset: str, keys: Sequence[Key]) -> tuple[list[Table], list[Key]]:
-    """The tables, and the keys that are in none of them."""
-    place = {k.metric: k for k in keys if k.metric.startswith(PREFIX) and not k.label}
+def speed_tables(view: View, dataset: str, keys: Sequence[Key], shown: Sequence[Key]) -> tuple[list[Table], list[Key]]:
+    """The tables, and the keys that are in none of them.  shown: what the main table has, which stands here once more."""
+    place = {k.metric: k for k in (*keys, *shown) if k.metric.startswith(PREFIX) and not k.label}
     blocks = [
         ("method alone", [(PREFIX + n, head, n) for n, head in ALONE], True),
         ("end to end", [(WHOLE + n, head, n) for n, head in ALONE], True),
@@ -40,13 +40,15 @@ def speed_tables(view: View, dataset: str, keys: Sequence[Key]) -> tuple[list[Ta
     tables, used = [], set()
     for title, wanted, batch in blocks:
         mine = [(place[m], head, _SUBS.get(n, "")) for m, head, n in wanted if m in place]
-        if mine:
-            tables.append(_table(view, dataset, title, mine, batch))
+        if any(k not in shown for k, _, _ in mine):
+            tables.append(_table(view, dataset, title, mine, batch, shown))
             used |= {k for k, _, _ in mine}
     return tables, [k for k in keys if k not in used]
 
 
-def _table(view: View, dataset: str, title: str, columns: Sequence[tuple[Key, str, str]], batch: bool) -> Table:
+def _table(
+    view: View, dataset: str, title: str, columns: Sequence[tuple[Key, str, str]], batch: bool, again: Sequence[Key]
+) -> Table:
     found = {(m.label, k): view.row(dataset, m.label, k) for m in view.methods for k, _, _ in columns}
     rows = [r for r in found.values() if r is not None]
     notes = Notes()
@@ -71,6 +73,7 @@ def _table(view: View, dataset: str, title: str, columns: Sequence[tuple[Key, st
     for m in view.methods:
         mine = [(k, found[m.label, k]) for k, _, _ in columns]
         cells = [_cell(k, r, shared[k], notes) for k, r in mine]
+        cells = [replace(c, row=None) if k in again else c for c, (k, _) in zip(cells, mine, strict=True)]  # it has its place
         if batch:
             sizes = [s[1] for _, r in mine if r is not None for p in parts(r.note) if (s := _BATCH.match(p))]
             cells.append(Cell(sizes[0], value=float(sizes[0])) if sizes else Cell("-"))
