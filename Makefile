@@ -2,6 +2,7 @@
 #   make demo    installs into .venv and compares the built-in anonymizers on the bundled faces
 #   make test    installs into .venv and passes the tests
 # and for who works on it: make gate (is the checkpoint as good as the committed reference?), make lint, make slow, make bench,
+#   make bench-report (hot paths against the saved baseline),
 #   make docs (docs/_build/html/index.html), make fuzz (readers of files, coverage-guided)
 PYTHON ?= python3
 VENV   ?= .venv
@@ -12,7 +13,7 @@ UV     := $(BIN)/uv pip install --python $(BIN)/python $(FROM)
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check $(FROM)
 READY  := $(VENV)/.ready
 
-.PHONY: demo test slow lint bench gate fuzz docs docs-linkcheck install clean
+.PHONY: demo test slow lint bench bench-report bench-baseline gate fuzz docs docs-linkcheck install clean
 .DEFAULT_GOAL := demo
 
 install: $(READY)
@@ -52,6 +53,20 @@ fuzz: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m pytest tests/benchmarks -m "slow or not slow" --benchmark-only
+
+# Hot paths against tests/benchmarks/baseline, as a report (results/benchmarks/report.md): how quick a machine is just now is nobody's
+# fault, so it never fails.  On a quiet machine make bench-baseline takes the baseline anew.
+HOT := $(BIN)/python -m pytest tests/benchmarks/test_bench_hot.py --benchmark-only --quiet --benchmark-quiet --benchmark-max-time=0.5 \
+	--benchmark-min-rounds=3 --benchmark-json=results/benchmarks/hot.json
+bench-report: $(READY)
+	@mkdir -p results/benchmarks
+	@$(HOT) && $(BIN)/python tests/benchmarks/baseline.py report results/benchmarks/hot.json --out results/benchmarks/report.md \
+		|| echo "NOTE: there is no report of the benchmarks: see above"
+
+bench-baseline: $(READY)
+	@mkdir -p results/benchmarks
+	$(HOT)
+	$(BIN)/python tests/benchmarks/baseline.py save results/benchmarks/hot.json
 
 # mypy wants the package as one tree; a folder of links shows it our rooms where package-dir puts them.
 TREE := $(VENV)/typecheck/deidbench
