@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from deidbench.adapter_calls import blamed, take_halvings
 from deidbench.cache import Artefacts, Store, key
 from deidbench.faces import (
     ALIGN_VERSION,
@@ -110,12 +111,14 @@ class Outcome:
     """What a task did: seconds per stage, how many artefacts were computed, which images could not be read.
 
     damaged: how many artefacts of the store were found damaged, and count as absent.
+    halved: how often a batch did not fit into memory and was halved, per part.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     computed: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     unreadable: dict[str, str] = field(default_factory=dict)
     damaged: int = 0
+    halved: dict[str, int] = field(default_factory=dict)
 
 
 def item_seed(seed: int, stage: str, sample_id: str) -> int:
@@ -333,7 +336,8 @@ class Worker:
         if id(part) not in self._loaded:
             from deidbench.executors import limit_threads
 
-            part.load()
+            with blamed(part.name):
+                part.load()
             limit_threads(self.plan.threads)  # torch may have come in just now
             self._loaded.add(id(part))
         return part
@@ -341,7 +345,10 @@ class Worker:
     def process(self, task: Task) -> Outcome:
         from deidbench.batch import run_task
 
-        return run_task(self, task)
+        with blamed("a worker"):
+            outcome = run_task(self, task)
+        outcome.halved = take_halvings()
+        return outcome
 
     def close(self) -> None:
         self.hands.shutdown(wait=True, cancel_futures=True)

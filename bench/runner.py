@@ -105,6 +105,7 @@ class Result:
     damaged: artefacts that were found damaged in the store and computed anew.
     changed: files of the data that were changed, or removed, while the run went on: sample -> "changed" or "gone".
     died: an earlier run into the same folder that was killed, if any.
+    halved: how often a batch did not fit into memory and was halved, per part; that changes no figure.
     """
 
     folder: Path
@@ -114,6 +115,7 @@ class Result:
     damaged: int = 0
     changed: Mapping[str, str] = field(default_factory=dict)
     died: Holder | None = None
+    halved: Mapping[str, int] = field(default_factory=dict)
 
     def remarks(self) -> list[str]:
         """What whoever started the run should be told, a line each."""
@@ -125,6 +127,9 @@ class Result:
                 f"note: {self.damaged} artefacts in the store were damaged and were computed anew; deidbench cache verify looks at "
                 "the others"
             )
+        if self.halved:
+            said = ", ".join(f"{name} {times} times" for name, times in self.halved.items())
+            out.append(f"note: memory was short, and batches were halved ({said}); a smaller --batch is quicker then")
         if self.changed:
             out.append(
                 f"note: files of the data changed while the run went on: {_some(self.changed)}; the figures are of the files as "
@@ -165,6 +170,7 @@ class _Run:
         self.computed: Counter[str] = Counter()
         self.unreadable: dict[str, str] = {}
         self.changed: dict[str, str] = {}
+        self.halved: Counter[str] = Counter()
         #: Damaged artefacts that workers met.
         self._damaged = 0
         #: The files of the data as they were when the run began: path -> (a sample in it, size, time and number of the file).
@@ -245,7 +251,16 @@ class _Run:
             self._remember(replaces)
             if then is not None:
                 then(self.out)
-        return Result(self.out, failed, len(self.unreadable), dict(self.computed), self._all_damaged, self.changed, died)
+        return Result(
+            self.out,
+            failed,
+            len(self.unreadable),
+            dict(self.computed),
+            self._all_damaged,
+            self.changed,
+            died,
+            dict(self.halved),
+        )
 
     def _healing(self) -> int:
         """The stages; once more where artefacts turn out to be damaged or gone that were there a moment ago."""
@@ -452,6 +467,7 @@ class _Run:
         self.computed.update(outcome.computed)
         self.unreadable.update(outcome.unreadable)
         self._damaged += outcome.damaged
+        self.halved.update(outcome.halved)
 
     def _clear(self, executor: Any) -> None:
         everything = [*self.samples, *self.background]
@@ -956,7 +972,7 @@ class _Run:
             "run": {
                 "executor": self.cluster.record() if self.cluster is not None else {"name": "local", "workers": self.workers},
                 "workers": self.workers, "batch": self.options.batch, "threads": self.plan.threads,
-                "faces": self.options.faces, "computed": dict(self.computed), "damaged_artefacts": self._all_damaged,
+                "faces": self.options.faces, "computed": dict(self.computed), "damaged_artefacts": self._all_damaged, "halved_batches": dict(self.halved),
                 "store": self.turn._asdict(), "clock": self.clock.record(), "changed_files": self.changed,
             },
             "timings": {**{k: round(v, 3) for k, v in self.wall.items()}, "per_stage_worker_seconds": {k: round(v, 3) for k, v in self.cpu.items()}},

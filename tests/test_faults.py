@@ -317,15 +317,37 @@ def _figures(folder: Path) -> pd.DataFrame:
 
 
 def test_halving_changes_no_figure(tmp_path: Path, people: Path) -> None:
+    take_halvings()  # of other tests
     suite = _suite(tmp_path, people, "test-small")
     loaded = [load_suite(str(suite), [f"methods=[{{name='test-small',params={{room={n}}}}}]"]) for n in (2, 99)]
-    for i, one in enumerate(loaded):
+    results = [
         run_suite(one, tmp_path / f"run{i}", Options(workers=1, batch=8, cache=tmp_path / f"c{i}", quiet=True))
+        for i, one in enumerate(loaded)
+    ]
+    assert results[0].halved == {"test-small": 2}
+    assert "batches were halved (test-small 2 times)" in results[0].remarks()[0]
+    assert read_run(tmp_path / "run0").record["run"]["halved_batches"] == {"test-small": 2}
+    assert results[1].halved == {}
+    assert results[1].remarks() == []
     a, b = (_figures(tmp_path / f"run{i}").drop(columns=["method"]) for i in (0, 1))
     pd.testing.assert_frame_equal(a, b)
     hashes = [list(read_run(tmp_path / f"run{i}").images.output_sha256) for i in (0, 1)]
     assert hashes[0] == hashes[1]
     assert len(set(hashes[0])) == 8
+
+
+class _Unloadable(_Small):
+    def load(self) -> None:
+        raise RuntimeError(DEVICE[3])
+
+
+kinds.anonymizers.register("test-unloadable")(_Unloadable)
+
+
+def test_weights_that_do_not_get_onto_the_gpu(tmp_path: Path, people: Path) -> None:
+    suite = load_suite(str(_suite(tmp_path, people, "test-unloadable")))
+    with pytest.raises(EnvironmentFault, match="test-unloadable: the GPU is gone"):
+        run_suite(suite, tmp_path / "run", Options(workers=1, batch=8, cache=tmp_path / "cache", quiet=True))
 
 
 # -- a GPU that goes away --------------------------------------------------------------------------------------------
