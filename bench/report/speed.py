@@ -81,7 +81,7 @@ def _table(
     told = list(
         dict.fromkeys(p for k, _, _ in columns for r in rows for p in parts(r.note) if p in shared[k] and not _TOLD.match(p))
     )
-    said = [f"Timed: {'; '.join(plain(p) for p in told)}."] if told else []
+    timed = [f"Timed: {'; '.join(plain(p) for p in told)}."] if told else []
     where = f", {dataset}" if len(view.datasets) > 1 else ""
     return Table(
         title=f"Speed: {title}{where}",
@@ -89,7 +89,7 @@ def _table(
         columns=tuple(heads),
         lines=tuple(lines),
         footnotes=notes.all(),
-        notes=(*said, *(n for n in general(view, dataset, rows) if "unit of inference" not in n), *_brackets(rows)),
+        notes=(*timed, *(n for n in general(view, dataset, rows) if "unit of inference" not in n), *_brackets(rows)),
         caption=caption(view, dataset, lines),
         kind=f"speed {title}",
         block="Speed, memory and cost",
