@@ -119,7 +119,7 @@ def _measure(job: Job, todo: Sequence[int], samples: Sequence[Sample], against: 
             tick=tick,
         )
     found = {m: Timed(*(_settled(job, t, threads) for t in both)) for m, both in zip(chosen, timed, strict=True)}
-    return {m: _rows(job, found[m], None if against in (None, m) else found[against]) for m in todo}  # type: ignore[index]
+    return {m: _rows(job, found[m], None if against in (None, m) else found[against]) for m in todo}
 
 
 def _settled(job: Job, timing: Timing | None, threads: int) -> Timing | None:
