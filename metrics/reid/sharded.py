@@ -113,8 +113,11 @@ def lay_out(
 def _opened(folder: str, _version: tuple[int, ...]) -> Task:
     """Once in each process: all rows are looked at."""
     found = {n: np.load(p, mmap_mode="r") for n in _NAMES if (p := Path(folder) / f"{n}.npy").exists()}
-    whole = {n: a if n in ("gallery", "probes") else np.asarray(a) for n, a in found.items()}
-    return Task.of(*(whole[n] for n in _NAMES[:5]), whole.get("group"))
+    gallery, probes, *numbers = (found.get(n) for n in _NAMES)
+    probe_person, gallery_person, same_image, group = (None if a is None else np.asarray(a) for a in numbers)
+    if gallery is None or probes is None or probe_person is None or gallery_person is None or same_image is None:
+        raise FileNotFoundError(f"not all of {', '.join(_NAMES[:5])} are there")
+    return Task.of(gallery, probes, probe_person, gallery_person, same_image, group)
 
 
 def _open(folder: str) -> Task:
@@ -159,7 +162,8 @@ def state_of(
     """The state of probes that were compared with the whole gallery; the first is number ``start``."""
     found = streamed.mates > 0
     persons = probe_person[found].tolist()
-    top = identification.hits(*(x[found] for x in streamed.standing), max(ranks))
+    above, tied, tied_mates = streamed.standing
+    top = identification.hits(above[found], tied[found], tied_mates[found], max(ranks))
     return State(
         streamed.genuine,
         streamed.impostor,

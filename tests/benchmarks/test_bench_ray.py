@@ -34,7 +34,7 @@ pytestmark = [
 
 #: Times as fast as one worker, at least.
 LEAST = 1.6
-ROUNDS, TASKS, FACES = 5, 24, 16
+ROUNDS, TASKS, FACES = 3, 16, 16
 STATE = "state of the benchmark"
 
 
