@@ -284,6 +284,7 @@ def count(task: _Batch) -> int:
     return len(task.samples)
 
 
+@pytest.mark.slow
 def test_a_machine_without_the_data_is_named(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is there when the run looks, and has gone when the worker does: to the worker it never was."""
     task = _Batch((_Sample("a", "00", tmp_path / "a.png"),))
