@@ -151,7 +151,7 @@ class ThroughputTable(_Strict):
     #: How many of the images are also timed end to end, from file to file; 0: none.  A 99th percentile takes 100 calls: 17 and 6 repeats.
     end_to_end_images: int = Field(default=5, ge=0)
     #: Seconds that one method may take; a slower one is timed on fewer images or repeats, and its rows say so.
-    max_seconds: float = Field(default=60, gt=0)
+    max_seconds: float = Field(default=30, gt=0)
     #: Label of the method that others are compared with in speed; without one the first that is no control.
     reference: str = ""
     #: What the machine costs an hour, for the price of 1,000 images; without one no price is given.
