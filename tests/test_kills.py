@@ -462,7 +462,7 @@ def _suite(folder: Path, orl: Path, persons: int, images: int) -> Path:
 
 def test_a_few_kills(tmp_path: Path, orl_folder: Path, nursery: Nursery) -> None:
     killer = Killer(_suite(tmp_path, orl_folder, 3, 2), tmp_path, nursery, seed=1, shared=0.0, silent=1.0)
-    while killer.tally.total < 6:
+    while killer.tally.total < 4:
         killer.strike()
     killer.settle()
     assert killer.tally.finished >= 1
