@@ -452,12 +452,14 @@ class _Run:
         for name, those in methods.items():
             groups[tuple(those)].append(samples[name])
         tasks = []
-        for those, group in groups.items():
+        for wanted, group in groups.items():
             batches = self._batches(group)
-            parts = min(len(those), -(-TASKS * self.workers // len(batches)))
-            size = -(-len(those) // parts)
+            parts = min(len(wanted), -(-TASKS * self.workers // len(batches)))
+            size = -(-len(wanted) // parts)
             tasks += [
-                Task(those[at : at + size], batch, typical, evaluated) for batch in batches for at in range(0, len(those), size)
+                Task(wanted[at : at + size], batch, typical, evaluated)
+                for batch in batches
+                for at in range(0, len(wanted), size)
             ]
         return tasks
 

@@ -77,7 +77,11 @@ def rows(job: Job) -> tuple[list[Row], int]:
             stored[keys[m]] = found
             if not any(r.reason.startswith(FAILED) for r in found):  # what broke this time may work the next
                 job.store.put(keys[m], evidence.pack(found, []))
-    return [row for k in keys for row in stored[k]], len(todo)
+    said = _otherwise(job)
+    found_rows = [row for k in keys for row in stored[k]]
+    if said:
+        found_rows = [dataclasses.replace(r, note="; ".join(p for p in (r.note, said) if p)) for r in found_rows]
+    return found_rows, len(todo)
 
 
 def _key(job: Job, m: int, samples: Sequence[Sample], against: int | None) -> Key:
@@ -91,7 +95,6 @@ def _key(job: Job, m: int, samples: Sequence[Sample], against: int | None) -> Ke
         machine=[cpu_name(), cores(), versions()],
         images=[str(Keys(job.plan, job.fingerprints, m, s).source) for s in samples],
         outputs=[o.sha256 if (o := job.outputs[m].get(s.id)) is not None else "" for s in samples],
-        judged=job.plan.threads,
         settings=job.suite.file.throughput.model_dump(),
         reference=None if against is None or against == m else [f[against], job.suite.methods[against].label],
         label=spec.label,
@@ -118,17 +121,16 @@ def _measure(job: Job, todo: Sequence[int], samples: Sequence[Sample], against: 
             loaded=lambda: limit_threads(threads),  # torch may have come in just now
             tick=tick,
         )
-    found = {m: Timed(*(_settled(job, t, threads) for t in both)) for m, both in zip(chosen, timed, strict=True)}
+    found = {m: Timed(*both) for m, both in zip(chosen, timed, strict=True)}
     return {m: _rows(job, found[m], None if against in (None, m) else found[against]) for m in todo}
 
 
-def _settled(job: Job, timing: Timing | None, threads: int) -> Timing | None:
-    """With what was other when the outputs were judged."""
-    if timing is None or job.plan.threads == threads:
-        return timing
+def _otherwise(job: Job) -> str:
+    """What was other when the outputs were judged: of this run, and so no part of what is stored."""
+    if job.plan.threads == cores():
+        return ""
     each = f"{job.plan.threads} thread" + ("s" if job.plan.threads > 1 else "")
-    said = f"judged by {job.workers} processes of {each} each, timed in one process of {threads}"
-    return dataclasses.replace(timing, remarks=(*timing.remarks, said))
+    return f"judged by {job.workers} processes of {each} each, timed in one process of {cores()}"
 
 
 def _rows(job: Job, timed: Timed, other: Timed | None) -> list[Row]:
