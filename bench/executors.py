@@ -16,11 +16,27 @@ R = TypeVar("R")
 
 #: Read by the libraries when they are first imported, so they must be set before a worker starts.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+#: What a worker with the models of the demo suite holds, and a little more.
+WORKER_BYTES = 1536 << 20
+#: A choice: small networks on batches of sixteen crops have little work for more threads.
+MOST_THREADS = 8
 
 
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def default_workers() -> int:
+    """One worker a core, or fewer where memory would not do for as many."""
+    import psutil
+
+    return max(1, min(cores(), int(psutil.virtual_memory().available // WORKER_BYTES)))
+
+
+def threads_each(workers: int) -> int:
+    """Threads of each worker's libraries: its share of the cores, up to :data:`MOST_THREADS`."""
+    return max(1, min(MOST_THREADS, cores() // workers))
 
 
 def limit_threads(threads: int) -> None:
@@ -90,7 +106,7 @@ class Processes:
         from concurrent.futures import FIRST_COMPLETED, Future, wait
         from concurrent.futures.process import BrokenProcessPool
 
-        threads = str(max(1, cores() // self.workers))
+        threads = str(threads_each(self.workers))
         waiting: dict[Future[R], int] = {}
         queue = iter(enumerate(tasks))
         try:
@@ -159,10 +175,10 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 def make_executor(
     workers: int, initialise: Callable[..., None], arguments: tuple[Any, ...], cluster: Session | None = None
 ) -> Executor:
-    """``workers`` = 0 means one per core.  cluster: Ray, where it is to run there."""
+    """``workers`` = 0 means :func:`default_workers`.  cluster: Ray, where it is to run there."""
     if workers < 0:
         raise InputError(f"--workers must not be negative, got {workers}", "--workers 2, or 0 for one per core")
     if cluster is not None:
         return cluster.executor(workers, initialise, arguments)
-    workers = workers or cores()
+    workers = workers or default_workers()
     return InProcess(initialise, arguments) if workers == 1 else Processes(workers, initialise, arguments)

@@ -22,7 +22,7 @@ import numpy as np
 from deidbench import __version__, evidence, kinds
 from deidbench.cache import Key, Store, Turn, default_folder, key
 from deidbench.errors import DeidbenchError, EnvironmentFault, InputError, MissingError
-from deidbench.executors import cores, make_executor
+from deidbench.executors import default_workers, make_executor, threads_each
 from deidbench.faces import FaceFinder, subject_face, unpack_faces, unpack_shape
 from deidbench.lock import Holder, run_lock
 from deidbench.pipeline import (
@@ -81,7 +81,7 @@ ALL_STEPS = "anonymise, find, embed, measure"
 class Options:
     """How to run; nothing here changes a number.
 
-    workers: processes, 0 for one per core.  batch: images per task.  cache: the store's folder (None: the default).
+    workers: processes, 0 for one per core (fewer where memory is short).  batch: images per task.  cache: the store's folder (None: the default).
     faces: keep and show pictures of faces; None: where the data set's licence allows it.
     executor: "local", or "ray" (:mod:`deidbench.ray_executor`); address: of the Ray cluster, None for ``$RAY_ADDRESS`` or one of
     this machine's own.
@@ -207,7 +207,7 @@ class _Run:
             self.learning = kinds.datasets.create(table.name, **table.params)
             if problem := self.learning.missing():
                 raise MissingError(f"{table.name} is not ready: {problem}", "deidbench doctor shows what is ready")
-        self.workers = self.options.workers or cores()
+        self.workers = self.options.workers or default_workers()
         self.plan = Plan(
             methods=methods,
             recognizers=(*recognizers, *((AlignedPixels(),) if self.pixels else ()), *self.classifiers),
@@ -215,7 +215,7 @@ class _Run:
             finder=FaceFinder(file.faces.min_score, file.faces.tile_from),
             seed=file.protocol.seed,
             store=self.options.cache or default_folder(),
-            threads=1 if self.options.executor == "ray" else max(1, cores() // self.workers),
+            threads=1 if self.options.executor == "ray" else threads_each(self.workers),
             retry_failed=self.options.retry_failed,
             level=file.protocol.level,
             seen=len(recognizers) + int(self.pixels),
@@ -278,7 +278,7 @@ class _Run:
         raise AssertionError("unreachable")
 
     def _stages(self) -> int:
-        executor = make_executor(self.options.workers, initialise, (self.plan,), self.cluster)
+        executor = make_executor(self.options.workers if self.cluster else self.workers, initialise, (self.plan,), self.cluster)
         try:
             with self._stage("clear images"):
                 self._clear(executor)
@@ -286,7 +286,9 @@ class _Run:
                 with self._stage("galleries"):
                     self._fit()
                 executor.close()  # workers start anew, with what was fitted
-                executor = make_executor(self.options.workers, initialise, (self.plan,), self.cluster)
+                executor = make_executor(
+                    self.options.workers if self.cluster else self.workers, initialise, (self.plan,), self.cluster
+                )
             with self._stage("methods"):
                 self._methods(executor)
             with self._stage("scores"):

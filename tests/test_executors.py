@@ -1,4 +1,4 @@
-"""Worker processes go down with the process that started them, however it ends."""
+"""Worker processes suit the machine, and go down with the process that started them, however it ends."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+
+from deidbench import executors
 
 #: Two workers in the middle of tasks that take for ever.
 CODE = """
@@ -51,3 +54,15 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, how: signal.Signals) -> N
         while psutil.pid_exists(int(name.name)) and psutil.Process(int(name.name)).status() != psutil.STATUS_ZOMBIE:
             assert time.monotonic() < end, "a worker is left over"
             time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("on", "gib", "workers", "threads"), [(2, 24, 2, 1), (64, 256, 64, 1), (64, 24, 16, 4), (64, 3, 2, 8), (4, 0.5, 1, 4)]
+)
+def test_workers_and_threads_suit_the_machine(
+    monkeypatch: pytest.MonkeyPatch, on: int, gib: float, workers: int, threads: int
+) -> None:
+    monkeypatch.setattr(executors, "cores", lambda: on)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=gib * 2**30))
+    assert executors.default_workers() == workers
+    assert executors.threads_each(workers) == threads
