@@ -316,6 +316,7 @@ def _figures(folder: Path) -> pd.DataFrame:
     return rows[~rows.timing].reset_index(drop=True)
 
 
+@pytest.mark.slow
 def test_halving_changes_no_figure(tmp_path: Path, people: Path) -> None:
     take_halvings()  # of other tests
     suite = _suite(tmp_path, people, "test-small")
@@ -337,6 +338,8 @@ def test_halving_changes_no_figure(tmp_path: Path, people: Path) -> None:
 
 
 class _Unloadable(_Small):
+    """Whose weights do not get onto the GPU."""
+
     def load(self) -> None:
         raise RuntimeError(DEVICE[3])
 

@@ -10,12 +10,12 @@ Embeddings are read from a folder (:func:`lay_out`), memory-mapped, which every 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +29,15 @@ from deidbench.stats.intervals import Interval, rate_interval
 from deidbench.stats.roc import Eer, Roc
 
 if TYPE_CHECKING:
-    from deidbench.executors import Executor
     from deidbench.types import Floats
 
 _NAMES = ("gallery", "probes", "probe_person", "gallery_person", "same_image", "group")
+
+
+class Runs(Protocol):
+    """Runs a function on every task, in any order (the executors of a run do): pairs of a task's number and its result."""
+
+    def run(self, function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +187,7 @@ def parts(folder: Path, count: int, ranks: tuple[int, ...] = (1, 5, 10), memory:
     return [Part(str(folder.resolve()), a, b, ranks, memory) for a, b in pairwise(edges)]
 
 
-def compare(executor: Executor, work: list[Part]) -> State:
+def compare(executor: Runs, work: list[Part]) -> State:
     """All parts on the executor, merged as they come.  Raises ValueError where there are none."""
 
     def states() -> Iterator[State]:
