@@ -117,6 +117,10 @@ class Session:
             self._ray, self._version = ray, str(ray.__version__)
         return self._ray
 
+    def cores(self) -> int:
+        """Of the whole cluster."""
+        return max(1, int(self.connect().cluster_resources().get("CPU", 0)))
+
     def executor(self, workers: int, initialise: Callable[..., None], arguments: tuple[Any, ...]) -> RayExecutor:
         """``workers`` = 0: one for each core of the cluster."""
         return RayExecutor(self, workers, initialise, arguments)
@@ -246,7 +250,8 @@ class RayExecutor:
 
     @property
     def workers(self) -> int:
-        return len(self._slots) or self._asked or cores()
+        """How many there are, or are going to be; looks at the cluster where nobody said it."""
+        return len(self._slots) or self._asked or self.session.cores()
 
     @property
     def pids(self) -> list[int]:
@@ -260,7 +265,7 @@ class RayExecutor:
         ray = self.session.connect(self._asked)
         if self._slots:
             return ray
-        workers = self._asked or max(1, int(ray.cluster_resources().get("CPU", 0)))
+        workers = self._asked or self.session.cores()
         if self.session.store is not None:
             from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from deidbench.datasets.base import Dataset
+    from deidbench.executors import Executor
     from deidbench.metrics.base import Background, Findings, Metric, PlannedAttack, Protocol, Table
     from deidbench.metrics.models.base import Classifier, Recognizer
     from deidbench.metrics.reid.training import Attempt
@@ -280,7 +281,7 @@ class _Run:
     def _stages(self) -> int:
         executor = make_executor(self.options.workers if self.cluster else self.workers, initialise, (self.plan,), self.cluster)
         try:
-            with self._stage("clear images"):
+            with self._stage("images"):
                 self._clear(executor)
             if any(m.needs_gallery for m in self.plan.methods):
                 with self._stage("galleries"):
@@ -439,7 +440,7 @@ class _Run:
                 self._note(outcome)
                 tick(len(tasks[i].samples) * len(tasks[i].methods))
 
-    def _tasks(self, lacking: Mapping[int, Sequence[Sample]], typical: Any, evaluated: bool) -> list[Task]:
+    def _tasks(self, lacking: Mapping[int, Sequence[Sample]], typical: Any, evaluated: bool, executor: Executor) -> list[Task]:
         """Batches of samples, each with all the methods that it lacks, so that an image is decoded once for all of them.
 
         lacking: method -> samples.  Where there are few images the methods are shared out too: every worker is to have some tasks.
@@ -450,13 +451,16 @@ class _Run:
             for s in todo:
                 methods[s.id].append(m)
                 samples[s.id] = s
+        if not samples:
+            return []
+        workers = executor.workers
         groups: dict[tuple[int, ...], list[Sample]] = defaultdict(list)
         for name, those in methods.items():
             groups[tuple(those)].append(samples[name])
         tasks = []
         for wanted, group in groups.items():
             batches = self._batches(group)
-            parts = min(len(wanted), -(-TASKS * self.workers // len(batches)))
+            parts = min(len(wanted), -(-TASKS * workers // len(batches)))
             size = -(-len(wanted) // parts)
             tasks += [
                 Task(wanted[at : at + size], batch, typical, evaluated)
@@ -473,7 +477,7 @@ class _Run:
         self._damaged += outcome.damaged
         self.halved.update(outcome.halved)
 
-    def _clear(self, executor: Any) -> None:
+    def _clear(self, executor: Executor) -> None:
         everything = [*self.samples, *self.background]
         self.evaluated = {s.id for s in self.samples}
         keys = {s.id: Keys(self.plan, self.fingerprints, CLEAR, s) for s in everything}
@@ -486,7 +490,7 @@ class _Run:
         at_once = [] if self.options.retry_failed else [m for m, part in enumerate(self.plan.methods) if not part.needs_gallery]
         for samples, evaluated in ((self.samples, True), (self.background, False)):
             todo = [s for s in samples if not state[s.id].complete]
-            if at_once and len(todo) >= TASKS * self.workers * self.options.batch:
+            if at_once and todo and len(todo) >= TASKS * executor.workers * self.options.batch:
                 title = ALL_STEPS
                 typical = centre if self.plan.level == "crop" else None
                 tasks += [Task((CLEAR, *at_once), batch, typical, evaluated) for batch in self._batches(todo)]
@@ -545,7 +549,7 @@ class _Run:
         self.plan = replace(self.plan, background=tuple(background))
         self.fingerprints = Fingerprints(self.plan)
 
-    def _methods(self, executor: Any) -> None:
+    def _methods(self, executor: Executor) -> None:
         self.method_keys = []
         everything = [*self.samples, *self.background]
         self.evaluated = {s.id for s in self.samples}
@@ -556,7 +560,7 @@ class _Run:
             state = self._state(m, everything, keys, self.typical)
             for samples, evaluated in ((self.samples, True), (self.background, False)):
                 lacking[evaluated][m] = [s for s in samples if not state[s.id].complete]
-        tasks = [t for evaluated, todo in lacking.items() for t in self._tasks(todo, self.typical, evaluated)]
+        tasks = [t for evaluated, todo in lacking.items() for t in self._tasks(todo, self.typical, evaluated, executor)]
         self._execute(executor, ALL_STEPS, tasks)
         self._tried = True
         self.states = [self._state(m, everything, self.method_keys[m], self.typical) for m in range(len(self.plan.methods))]

@@ -170,12 +170,6 @@ def gpu_used(held: int) -> float | None:
     return (peak - held) / MIB if peak > held else None
 
 
-def gpu_free() -> None:
-    """Hands back what torch keeps for later, after it ran out."""
-    if (cuda := _cuda()) is not None:
-        cuda.empty_cache()
-
-
 def gpu_name() -> str:
     return str(sys.modules["torch"].cuda.get_device_name())
 

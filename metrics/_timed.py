@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from deidbench.adapter_calls import Blame, blame, relieve
 from deidbench.metrics import _meters as meters
 from deidbench.metrics._meters import MIB, synchronise
 from deidbench.types import Anonymized, Item, Status
@@ -482,8 +483,8 @@ def best_batch(rate: Callable[[int], tuple[float, int]], most: int) -> Batch:
         except Exception as error:
             if batch == 1:
                 raise
-            meters.gpu_free()
-            return Batch(best, tried, f"{'out of memory' if out_of_memory(error) else type(error).__name__} at {batch}")
+            relieve()
+            return Batch(best, tried, f"{'out of memory' if blame(error) is Blame.MEMORY else type(error).__name__} at {batch}")
         if batch == 1:
             whole = released
         elif released < whole:
@@ -498,14 +499,3 @@ def best_batch(rate: Callable[[int], tuple[float, int]], most: int) -> Batch:
                     break
         batch *= 2
     return Batch(best, tried, "")
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Of this process or of an accelerator: libraries have no exception in common."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "out of memory" in str(error).lower()
-        or "insufficient memory" in str(error).lower()
-        or "failed to allocate" in str(error).lower()
-    )

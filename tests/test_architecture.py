@@ -12,7 +12,7 @@ import deidbench
 
 ROOT = Path(__file__).resolve().parent.parent
 #: The core may know nobody above it.
-CORE = ("errors", "types", "registry", "records", "cache", "faces", "weights", "images", "progress")
+CORE = ("errors", "types", "registry", "records", "cache", "faces", "weights", "images", "progress", "adapter_calls")
 HEAVY = {
     "torch",
     "mediapipe",

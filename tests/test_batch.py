@@ -24,27 +24,17 @@ from deidbench.types import Sample
 SUITE = """\
 classifiers = []
 [suite]
-name = "small"
-protocol = "deidbench-v1"
-extends = "deidbench-v1"
+name = "batches"
+extends = "SMALL"
 inherit_methods = false
 [dataset]
 name = "folder"
 params = {{ root = {root} }}
-[protocol]
-replicates = 100
-curve_replicates = 100
-[[recognizers]]
-name = "sface"
 [[metrics]]
 name = "reid"
 params = {{ attackers = ["ignorant", "lazy-informed"] }}
 [[metrics]]
 name = "quality"
-[throughput]
-images = 0
-[report]
-samples = 0
 [[methods]]
 name = "original"
 control = true
@@ -54,7 +44,7 @@ control = true
 [[methods]]
 name = "pixelate"
 sweep = {{ block = [0.05, 0.4] }}
-"""
+""".replace("SMALL", Path(__file__).with_name("small.toml").as_posix())
 IMAGES = 12
 #: So few that a batch of three makes enough tasks for one worker.
 BATCH = 3

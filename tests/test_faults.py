@@ -34,29 +34,16 @@ from deidbench.types import Anonymized, Item, Status
 SUITE = """\
 [suite]
 name = "faults"
-extends = "deidbench-v1"
+extends = "SMALL"
 inherit_methods = false
 
 [dataset]
 name = "folder"
 params = {{ root = "{root}" }}
 
-[protocol]
-replicates = 200
-curve_replicates = 100
-
-[[recognizers]]
-name = "sface"
-
-[throughput]
-images = 0
-
-[report]
-samples = 0
-
 [[methods]]
 name = "{method}"
-"""
+""".replace("SMALL", Path(__file__).with_name("small.toml").as_posix())
 
 # -- whose fault it is ---------------------------------------------------------------------------------------------
 

@@ -35,22 +35,12 @@ from deidbench.types import Item
 SUITE = """\
 [suite]
 name = "disk"
-extends = "deidbench-v1"
+extends = "SMALL"
 inherit_methods = false
 
 [dataset]
 name = "folder"
 params = {{ root = "{root}" }}
-
-[protocol]
-replicates = 200
-curve_replicates = 100
-
-[[recognizers]]
-name = "sface"
-
-[throughput]
-images = 0
 
 [report]
 samples = 1
@@ -61,7 +51,7 @@ params = {{ block = 0.15 }}
 
 [[methods]]
 name = "noise"
-"""
+""".replace("SMALL", Path(__file__).with_name("small.toml").as_posix())
 FIGURES = ("rows.parquet", "curves.parquet", "images.parquet", "evidence.parquet", "rows.json", "manifest.csv")
 
 

@@ -37,22 +37,12 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="pr
 SUITE = """\
 [suite]
 name = "killed"
-extends = "deidbench-v1"
+extends = "SMALL"
 inherit_methods = false
 
 [dataset]
 name = "folder"
 params = {{ root = "{root}" }}
-
-[protocol]
-replicates = 200
-curve_replicates = 100
-
-[[recognizers]]
-name = "sface"
-
-[throughput]
-images = 0
 
 [report]
 samples = 1
@@ -75,7 +65,7 @@ params = {{ block = 0.15 }}
 
 [[methods]]
 name = "noise"
-"""
+""".replace("SMALL", Path(__file__).with_name("small.toml").as_posix())
 
 #: Forks runs that need not import everything again.  A run says in a file in which stage it is; one with a "seam" kills itself at
 #: its n-th write: in the midst of it (half of the bytes), before it is synced, before and after it is renamed, before and after

@@ -75,25 +75,12 @@ def ready() -> None:
 SUITE = """\
 [suite]
 name = "scaled"
-extends = "deidbench-v1"
+extends = "SMALL"
 inherit_methods = false
 
 [dataset]
 name = "folder"
 params = {{ root = "{root}" }}
-
-[protocol]
-replicates = 200
-curve_replicates = 100
-
-[[recognizers]]
-name = "sface"
-
-[throughput]
-images = 0
-
-[report]
-samples = 0
 
 [[methods]]
 name = "original"
@@ -102,7 +89,7 @@ control = true
 [[methods]]
 name = "test-hazard"
 params = {{ folder = "{folder}" }}
-"""
+""".replace("SMALL", Path(__file__).with_name("small.toml").as_posix())
 
 
 class _Hazard(Anonymizer):
