@@ -109,3 +109,20 @@ def test_pictures_in_the_readme_are_there() -> None:
     for name in ("forest.png", "plane.png", "samples.png"):
         assert f"results/reference/demo/{name}" in text
         assert (REFERENCE / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_best_of_a_column_is_marked_unless_it_is_a_time() -> None:
+    """Times are tested in few columns: marks there would say of the others that they were shown to be worse."""
+    from deidbench.report.details import detail_tables
+    from deidbench.report.standing import Standings
+    from deidbench.report.tables import main_table
+    from deidbench.report.view import View
+
+    run = read_run(REFERENCE)
+    view, standings = View(run), Standings(run)
+    tables = [standings.mark(t) for t in (main_table(view, "orl"), *detail_tables(view, "orl"))]
+    cells = [c for t in tables for line in t.lines for c in line.cells if c.row is not None]
+    timed = [c for c in cells if c.row.timing]
+    assert len(timed) > 100 and not any(c.strong or c.tied for c in timed)
+    assert any(c.strong for c in cells if c.row.metric == "reid.rank1")
+    assert any(c.tied for c in cells if c.row.metric == "reid.rank1")

@@ -2,7 +2,8 @@
 
 Best is the best value among the trusted ones (controls take no part).  Every other method is tested against it, paired over the
 persons, with Holm's correction over the column (:mod:`deidbench.compare`).  The best was picked by looking, so that chance
-favours it; a method that is not marked was shown to be worse, one that is marked was not.
+favours it; a method that is not marked was shown to be worse, one that is marked was not.  Times are not marked: most of them are
+not tested, and no mark would then say that they were shown to be worse.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Standings:
                 n for n, line in enumerate(table.lines)
                 if not line.method.control and (r := line.cells[i].row) is not None and r.value is not None and r.trusted
             ]  # fmt: skip
-            if len(running) < 2:
+            if len(running) < 2 or ((r := table.lines[running[0]].cells[i].row) is not None and r.timing):
                 continue
             values = {n: float(table.lines[n].cells[i].value or 0.0) for n in running}
             top = max(values.values()) if column.better else min(values.values())
