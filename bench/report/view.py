@@ -511,7 +511,7 @@ class View:
     @cached_property
     def comparisons(self) -> list[str]:
         """How images are compared in re-identification (and in quantities of unknown metrics)."""
-        other = ("soft.", "emotion.", "attributes.", "geometry.", "perceptual.")
+        other = ("soft.", "emotion.", "attributes.", "geometry.", "perceptual.", "throughput.")
         return list(dict.fromkeys(r.comparison for r in self.rows if r.comparison and not r.metric.startswith(other)))
 
     def utility(self, dataset: str) -> str:
