@@ -88,6 +88,7 @@ def test_an_image_is_decoded_once_for_all_methods(suite: Path, tmp_path: Path, d
     assert images.similarity_sface.notna().all(), "every released picture was embedded in the end"
 
 
+@pytest.mark.slow
 def test_whether_methods_come_with_the_faces_or_after_them_changes_nothing(suite: Path, tmp_path: Path) -> None:
     runs = []
     for size in (BATCH, IMAGES):

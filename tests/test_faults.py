@@ -386,7 +386,7 @@ def _stored(cache: Path) -> list[dict[str, Any]]:
     return [json.loads(data) for (data,) in rows]
 
 
-@pytest.mark.parametrize(("workers", "how"), [(2, "raise"), pytest.param(1, "tell", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("workers", "how"), [pytest.param(2, "raise", marks=pytest.mark.slow), (1, "tell")])
 def test_a_gpu_that_goes_away_is_no_images_failure(tmp_path: Path, people: Path, workers: int, how: str) -> None:
     (tmp_path / "gpu_plugin.py").write_text(_PLUGIN)
     (tmp_path / "gpu").mkdir()

@@ -143,6 +143,7 @@ def test_image_bombs_cost_neither_memory_nor_time(name: str, tmp_path: Path) -> 
     assert str(path) in said or name == "png, 300 MB after its pixels"  # that picture is whole; the rest is never unpacked
 
 
+@pytest.mark.slow
 def test_checkpoint_bombs(tmp_path: Path) -> None:
     """A torch archive with a gigabyte of zeros packed, and the same claims in the other formats."""
     import torch

@@ -109,6 +109,7 @@ def test_it_is_compared_with_a_blur(installed: Path, tmp_path: Path) -> None:
     assert "swirl 0.25" in json.dumps(told)
 
 
+@pytest.mark.slow
 def test_its_own_tests_pass(installed: Path, tmp_path: Path) -> None:
     shutil.copytree(EXAMPLE / "tests", tmp_path / "tests")
     shutil.copy(EXAMPLE / "pyproject.toml", tmp_path)

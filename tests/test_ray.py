@@ -239,6 +239,7 @@ def trouble(task: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_what_tasks_raise_comes_back_and_deadly_ones_are_given_up(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_executor, "STRIKES", 2)
     executor = session.executor(1, ready, ())

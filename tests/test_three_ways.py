@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageFilter
 
+pytestmark = pytest.mark.slow
+
 SUITE = """
 [suite]
 name = "ways"
