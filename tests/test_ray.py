@@ -293,8 +293,8 @@ def test_the_store_is_served_by_its_own_machine(session: Session, tmp_path: Path
     """Workers write and read through the keeper; what is there is a store like any other, kinds of artefacts included."""
     from deidbench.remote_store import Keeper, RemoteStore
 
-    keeper = ray.remote(num_cpus=0)(Keeper).remote(str(tmp_path / "store"))
     session.connect()
+    keeper = ray.remote(num_cpus=0)(Keeper).remote(str(tmp_path / "store"))
     remote = RemoteStore(keeper)
     small, large = key("clear", image="1"), key("picture", source="2").by("blur")
     remote.put_many({small: b"abc", large: bytes(300_000)})
