@@ -203,7 +203,7 @@ class OfficialDataset(Dataset):
 
     def recognises(self, root: Path) -> bool:
         """Whether ``root`` holds the official layout, whole or not, rather than another one.  Quick."""
-        return root.is_dir() and self._recognised(root)
+        return not _no_folder(root) and self._recognised(root)
 
     def _parts(self) -> tuple[Part, ...]:
         """The parts of the layout that matter with these parameters."""
@@ -265,8 +265,8 @@ class OfficialDataset(Dataset):
     def missing(self) -> str:
         root = self.folder()
         how = f"deidbench data prepare {self.name} --from DIR; it is got at {self.homepage}"
-        if not root.is_dir():
-            return f"{root} is not a folder: {how}"
+        if trouble := _no_folder(root):
+            return f"{trouble}: {how}"
         if self.reads_manifest:
             return ""
         absent = [part for part in self._parts() if part.required and part.find(root) is None]
@@ -376,8 +376,8 @@ class OfficialDataset(Dataset):
         """
         this = type(self)(**{**self._params(), "root": str(root)})
         get = f"got at {self.homepage}; {self.terms}"
-        if not root.is_dir():
-            return Report((Finding(MISSING, f"{root} is not a folder", f"name the folder that holds it; it is {get}"),))
+        if trouble := _no_folder(root):
+            return Report((Finding(MISSING, trouble, f"name the folder that holds it; it is {get}"),))
         findings = []
         if this.reads_manifest:
             findings.append(Finding(NOTE, f"{MANIFEST} is read (the layout of the data set 'folder'), not the official files"))
@@ -473,6 +473,14 @@ class OfficialDataset(Dataset):
                     f"unzip -q {shlex.quote(str(path))} -d" if path.suffix == ".zip" else f"tar -xf {shlex.quote(str(path))} -C"
                 )
                 yield Finding(NOTE, f"{path.name} is there, still packed", f"{tool} {shlex.quote(str(into))}")
+
+
+def _no_folder(root: Path) -> str:
+    """Why ``root`` is no folder that can be read, in words; "" where it is one.  A name that no file can have is no folder either."""
+    try:
+        return "" if root.is_dir() else f"{root} is not a folder"
+    except OSError as error:
+        return f"{str(root)[:200]} is not a folder that can be read ({error.strerror})"
 
 
 def unchanged(root: Path, line: Line) -> bool:

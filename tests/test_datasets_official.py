@@ -253,6 +253,13 @@ def test_no_folder_is_missing(tmp_path: Path) -> None:
     assert "deidbench data prepare toy --from DIR" in caught.value.remedy
 
 
+def test_a_name_that_no_folder_can_have(tmp_path: Path) -> None:
+    """Found by fuzzing the record of ``data prepare``."""
+    endless = tmp_path / ("x" * 5000)
+    assert "not a folder that can be read (File name too long): deidbench data prepare" in Toy(str(endless)).missing()
+    assert Toy().check(endless).level == "missing" and not Toy().recognises(endless)
+
+
 def test_a_manifest_is_read_where_the_official_files_are_not(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (toy / "manifest.csv").write_text("path,subject_id,role,emotion\nimages/a1.jpg,anna,evaluate,happy\n")
     assert len(ids(Toy(str(toy)))) == 6, "the official files go first"

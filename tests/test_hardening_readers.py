@@ -210,6 +210,40 @@ def test_parquet_bombs(tmp_path: Path) -> None:
     assert "that many are not read" in measured(code, str(tmp_path), mib=200)
 
 
+def test_damaged_column_metadata_does_not_end_the_process(tmp_path: Path) -> None:
+    """Found by fuzzing: pyarrow's bindings call std::terminate where a column's statistics do not fit its definition levels."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    shutil.copy(REFERENCE / "run.json", tmp_path / "run.json")
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"abc": [1, None, 3]}), buffer)
+    optional, required = (
+        b"\x25\x02\x18\x03abc",
+        b"\x25\x00\x18\x03abc",
+    )  # the column's repetition and name in Thrift's compact form
+    assert buffer.getvalue().count(optional) == 1
+    for name in ("rows", "curves", "images", "evidence"):
+        (tmp_path / f"{name}.parquet").write_bytes(buffer.getvalue().replace(optional, required))
+    code = """
+    import sys
+    from pathlib import Path
+    from deidbench import evidence, history, records
+    from deidbench.errors import InputError
+    folder = Path(sys.argv[1])
+    for read in (records.read_run, lambda f: evidence.read(f, 3), lambda f: history._columns(f, f / "rows.parquet", "rows")):
+        try:
+            read(folder)
+        except InputError as error:
+            print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("is damaged") == 3, done.stdout
+
+
 @pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.xz"])
 def test_archive_bombs(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"bomb.{kind}"
