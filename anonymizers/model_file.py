@@ -199,21 +199,19 @@ class OnnxFile(ModelFile):
             raise InputError(f"{self.name}: device = 'cuda', but ONNX Runtime has no CUDA here", "pip install onnxruntime-gpu")
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=[p for p in wanted if p in there])
+            inputs = [(i.name, i.type, list(i.shape)) for i in session.get_inputs()]  # texts that are no UTF-8 raise
         except Exception as error:  # onnxruntime has many error classes; all mean that this is no model it can run
             raise InputError(
                 f"{self.name}: {path} is no ONNX model that runs here: {str(error)[:300]}", "check the file"
             ) from error
-        inputs = session.get_inputs()
         if len(inputs) != 1:
             raise InputError(
-                f"{self.name}: {path} has {len(inputs)} inputs ({', '.join(i.name for i in inputs)}), not one picture",
+                f"{self.name}: {path} has {len(inputs)} inputs ({', '.join(name for name, *_ in inputs)}), not one picture",
                 "export it with the others fixed",
             )
-        shape = list(inputs[0].shape)
-        if len(shape) != 4 or inputs[0].type != "tensor(float)" or 3 not in (shape[1], shape[3]):
-            raise InputError(
-                f"{self.name}: the input of {path} is {inputs[0].type} {shape}, not float (1, 3, h, w)", "export it so"
-            )
+        [(name, kind, shape)] = inputs
+        if len(shape) != 4 or kind != "tensor(float)" or 3 not in (shape[1], shape[3]):
+            raise InputError(f"{self.name}: the input of {path} is {kind} {shape}, not float (1, 3, h, w)", "export it so")
         self._last = shape[1] != 3  # channels last
         sides = {s for s in (shape[1:3] if self._last else shape[2:]) if isinstance(s, int)}
         if len(sides) > 1:
@@ -221,7 +219,7 @@ class OnnxFile(ModelFile):
         self._own_side = sides.pop() if sides else 0
         if self.size and self._own_side and self.size != self._own_side:
             raise InputError(f"{self.name}: size = {self.size}, but {path} takes {self._own_side} alone", "leave size out")
-        self._session, self._input = session, inputs[0].name
+        self._session, self._input = session, name
 
     def _side(self) -> int:
         return self.size or int(vars(self).get("_own_side", 0))
@@ -241,10 +239,12 @@ def _check_external(path: Path, method: str) -> None:
         raise InputError(f"{method}: {path} is not an ONNX model: {str(error)[:200]}", "check the file") from error
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:
-            part = Path(entry.value)
-            if entry.key == "location" and (part.is_absolute() or ".." in part.parts):
+            if entry.key != "location":
+                continue
+            # protobuf hands over bytes where a text is no UTF-8
+            if isinstance(entry.value, bytes) or (part := Path(entry.value)).is_absolute() or ".." in part.parts:
                 raise InputError(
-                    f"{method}: {path} would read its weights from {entry.value}",
+                    f"{method}: {path} would read its weights from {entry.value!r}",
                     "a model's weights lie beside it; do not use it",
                 )
 

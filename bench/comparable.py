@@ -151,7 +151,7 @@ def _remarks(x: Mapping[str, Any], y: Mapping[str, Any]) -> list[str]:
     if ours.get("cpu") != theirs.get("cpu"):
         out.append(f"other machines: {ours.get('cpu')} against {theirs.get('cpu')}")
     for kind in ("recognizers", "classifiers"):
-        runtimes = [{p.get("name"): p.get("runtime") for p in r.get(kind, [])} for r in (x, y)]
+        runtimes = [{p["name"]: p.get("runtime") for p in r.get(kind, []) if p.get("name")} for r in (x, y)]
         out += [
             f"{n} ran on {runtimes[0][n]} against {runtimes[1][n]}"
             for n in sorted(runtimes[0].keys() & runtimes[1].keys())

@@ -554,6 +554,20 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
 }
 
 
+def test_a_recogniser_without_a_name_can_be_compared(stranger: Path) -> None:
+    """Found by fuzzing: an entry may be absent, and texts and nothing cannot be sorted."""
+    from deidbench.comparable import differences
+
+    def nameless(record: dict[str, Any]) -> None:
+        record["recognizers"][0].pop("name")
+        record["recognizers"][1]["runtime"] = "another"
+
+    _changed(stranger, nameless)
+    both = read_run(stranger), read_run(REFERENCE)
+    assert any("sface ran on another against" in r for r in differences(*both).remarks)
+    assert differences(both[0], both[0]).remarks == []
+
+
 @pytest.mark.parametrize("name", list(CHANGES))
 def test_records_of_another_shape(stranger: Path, name: str) -> None:
     _changed(stranger, CHANGES[name])

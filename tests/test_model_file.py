@@ -191,6 +191,27 @@ def test_weights_from_elsewhere_are_refused(tmp_path: Path) -> None:
         kinds.anonymizers.create("onnx", path=str(path)).load()
 
 
+def test_texts_that_are_no_utf8(tmp_path: Path) -> None:
+    """Found by fuzzing: protobuf and ONNX Runtime let them pass, and they came to light where they were used."""
+    from deidbench.metrics.models.onnx_file import OnnxFile
+
+    path = onnx_file(tmp_path / "m.onnx", shape=(1, 3, "height", "w"))
+    good = path.read_bytes()
+    path.write_bytes(good.replace(b"height", b"\xf7eight"))
+    with pytest.raises(InputError, match=r"m\.onnx is no ONNX model that runs here"):
+        kinds.anonymizers.create("onnx", path=str(path)).load()
+    with pytest.raises(InputError, match=r"m\.onnx is no ONNX model that can be run"):
+        OnnxFile(str(path), size=8).embed(np.zeros((1, 8, 8, 3), np.uint8))
+    model = onnx.load_from_string(good)
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("float_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights.bin")
+    path.write_bytes(model.SerializeToString().replace(b"weights.bin", b"weights.\x80in"))
+    with pytest.raises(InputError, match=r"m\.onnx"):
+        kinds.anonymizers.create("onnx", path=str(path)).load()
+
+
 def test_a_program_is_run_only_when_trusted(tmp_path: Path) -> None:
     torch.jit.script(Negative()).save(str(tmp_path / "m.pt"))
     with pytest.raises(InputError, match="is a program") as caught:

@@ -77,7 +77,13 @@ def open_file(model: Path | bytes, path: Path, threads: int) -> Any:
     options.log_severity_level = 3  # exporters leave harmless warnings by the dozen
     source = model if isinstance(model, bytes) else str(model)
     try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        for end in (
+            *session.get_inputs(),
+            *session.get_outputs(),
+        ):  # texts that are no UTF-8 raise here, not where they are used
+            _ = end.name, end.type, end.shape
+        return session
     except Exception as error:  # onnxruntime's error classes are not public; all mean an unusable file
         raise InputError(
             f"{path} is no ONNX model that can be run: {str(error)[:300]}", "check the file; export it again"
