@@ -198,7 +198,9 @@ class OnnxFile(ModelFile):
         if self.device == "cuda" and wanted[0] not in there:
             raise InputError(f"{self.name}: device = 'cuda', but ONNX Runtime has no CUDA here", "pip install onnxruntime-gpu")
         try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=[p for p in wanted if p in there])
+            usable = [p for p in wanted if p in there]
+            # its fallback, where that is from the CPU to the CPU, would print on standard output
+            session = onnxruntime.InferenceSession(str(path), options, providers=usable, enable_fallback=int(len(usable) > 1))
             inputs = [(i.name, i.type, list(i.shape)) for i in session.get_inputs()]  # texts that are no UTF-8 raise
         except Exception as error:  # onnxruntime has many error classes; all mean that this is no model it can run
             raise InputError(

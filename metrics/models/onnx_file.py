@@ -77,7 +77,8 @@ def open_file(model: Path | bytes, path: Path, threads: int) -> Any:
     options.log_severity_level = 3  # exporters leave harmless warnings by the dozen
     source = model if isinstance(model, bytes) else str(model)
     try:
-        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        # its fallback, from the CPU to the CPU, would print on standard output
+        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
         for end in (
             *session.get_inputs(),
             *session.get_outputs(),
