@@ -8,8 +8,9 @@ Times of two machines say nothing about the code.  Both files hold the calibrati
 
     (now / calibration now) / (baseline / calibration of the baseline),
 
-with the geometric mean of the calibration benchmarks, and the least time of each: what disturbs only makes it longer.  It
-does away with how quick a machine is, not with what one does better than another.  So this is a report, never a verdict.
+with the geometric mean of the calibration benchmarks (which are run before, between and after the others, for a machine's clock does
+not stand still), and the least time of each: what disturbs only makes it longer.  It does away with how quick a machine is, not with
+what one does better than another.  So this is a report, never a verdict.
 """
 
 from __future__ import annotations
