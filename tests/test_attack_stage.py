@@ -134,6 +134,7 @@ def test_thresholds_of_the_informed_come_from_their_own_condition(done: tuple[Pa
     assert realised["lazy-informed", "sface"] < 0.4
 
 
+@pytest.mark.slow
 def test_a_second_run_learns_nothing_anew_and_two_workers_find_the_same(
     done: tuple[Path, Result, pd.DataFrame], folk: Path, tmp_path: Path
 ) -> None:

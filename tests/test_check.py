@@ -842,6 +842,7 @@ def test_fixture_names(deidbench_check):
 """
 
 
+@pytest.mark.slow
 def test_in_a_teams_own_tests(plugins: Path, tmp_path: Path) -> None:
     (tmp_path / "test_team.py").write_text(TESTS)
     (tmp_path / "plugins_on_trial.py").write_text(PLUGINS)

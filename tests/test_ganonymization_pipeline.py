@@ -698,6 +698,7 @@ def test_a_large_frame(make: Callable[..., Ganonymization], template: np.ndarray
         assert (result.image[core] != frame[core]).any(axis=1).mean() > 0.97
 
 
+@pytest.mark.slow
 def test_the_contract(
     make: Callable[..., Ganonymization], trio_item: Item, orl_face: np.ndarray, finder: FaceFinder, template: np.ndarray
 ) -> None:

@@ -136,7 +136,7 @@ def test_the_loss_falls(undisturbed: Path, pairs: Pairs, tmp_path: Path) -> None
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("stop", [1, 4, 7])
+@pytest.mark.parametrize("stop", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(7, marks=pytest.mark.slow)])
 def test_a_stopped_training_goes_on_to_the_same_weights(pairs: Pairs, undisturbed: Path, tmp_path: Path, stop: int) -> None:
     """In the middle of an epoch and at its end."""
     assert run(pairs, tmp_path, stop_after=stop).steps == stop

@@ -244,7 +244,7 @@ def test_damaged_column_metadata_does_not_end_the_process(tmp_path: Path) -> Non
     assert done.stdout.count("is damaged") == 3, done.stdout
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.xz"])
+@pytest.mark.parametrize("kind", ["zip", "tar.gz", pytest.param("tar.xz", marks=pytest.mark.slow)])
 def test_archive_bombs(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"bomb.{kind}"
     if kind == "zip":

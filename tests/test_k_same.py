@@ -376,7 +376,7 @@ def test_the_attacker_works(attack: _Attack, one_each: Gallery) -> None:
         assert clear.mean() == 1.0
 
 
-@pytest.mark.parametrize("k", [2, 3, 5, 8])
+@pytest.mark.parametrize("k", [2, pytest.param(3, marks=pytest.mark.slow), 5, 8])
 @pytest.mark.parametrize("name", FAMILY)
 def test_the_ignorant_attacker_names_one_in_k_at_the_most(name: str, k: int, attack: _Attack, one_each: Gallery) -> None:
     """Person-specific set, whole crop replaced, the very originals in his gallery: rank-1 <= 1/k, exactly."""

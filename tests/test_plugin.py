@@ -86,6 +86,7 @@ def test_it_keeps_the_contract(installed: Path, tmp_path: Path) -> None:
     assert (tmp_path / "badge.svg").read_text().startswith("<svg")
 
 
+@pytest.mark.slow
 def test_it_is_compared_with_a_blur(installed: Path, tmp_path: Path) -> None:
     """Two worker processes: what they compute is found again under the fingerprints of the first process."""
     changes = [part for change in SMALL for part in ("--set", change)] + [part for m in METHODS for part in ("--only", m)]

@@ -354,6 +354,7 @@ def test_a_comparison_in_parts_equals_the_whole(session: Session, tmp_path: Path
     assert state.hits == sharded.state_of(whole, person).hits and 0.2 < state.rank(1) < 1
 
 
+@pytest.mark.slow
 def test_a_node_that_is_lost_costs_what_it_was_at(cluster: Any, session: Session) -> None:
     """Last in this file, for it takes a node away."""
     executor = session.executor(2, ready, ())
