@@ -283,6 +283,14 @@ def _made(raw: dict[str, Any], text: str, origin: str, inherited: int, overrides
     return Suite(file, Path(origin).name, digest, methods, _deviations(file, frozen))
 
 
+def _is_file(path: Path) -> bool:
+    """False also for what no file can be called, where pathlib raises OSError."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def _read(source: str, seen: tuple[str, ...]) -> tuple[dict[str, Any], str, str, int]:
     """(raw tables with bases laid under, text, origin, number of inherited methods) of a suite by name or path."""
     import difflib
@@ -291,7 +299,7 @@ def _read(source: str, seen: tuple[str, ...]) -> tuple[dict[str, Any], str, str,
     names = bundled()
     if source in names:
         text, origin = names[source], f"{source}.toml"
-    elif path.is_file():
+    elif _is_file(path):
         try:
             text, origin = path.read_text("utf-8"), str(path)
         except (OSError, UnicodeDecodeError) as error:
@@ -317,7 +325,7 @@ def _read(source: str, seen: tuple[str, ...]) -> tuple[dict[str, Any], str, str,
         raise SuiteError(f"{origin}: not valid TOML: {error}", "see https://toml.io for the format") from error
     if "collection" in raw:
         raise _several(source)
-    merged, inherited = _merged(raw, path if path.is_file() else Path(), (*seen, origin))
+    merged, inherited = _merged(raw, path if _is_file(path) else Path(), (*seen, origin))
     return merged, text, origin, inherited
 
 
@@ -334,7 +342,7 @@ def _merged(raw: dict[str, Any], path: Path, seen: tuple[str, ...]) -> tuple[dic
     if not base_name or not isinstance(base_name, str):
         return raw, 0
     sibling = path.parent / base_name
-    base, _, _, _ = _read(str(sibling) if path.name and sibling.is_file() else base_name, seen)
+    base, _, _, _ = _read(str(sibling) if path.name and _is_file(sibling) else base_name, seen)
     assert isinstance(head, dict)
     merged, inherited = {**base, **raw}, 0
     for name in ("dataset", "protocol", "faces", "attackers", "throughput", "report", "suite"):

@@ -86,6 +86,14 @@ def test_line_of_follows_arrays_of_tables() -> None:
     assert line_of(text, ("absent",)) == 1
 
 
+def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+    """Found by fuzzing ``extends``."""
+    (tmp_path / "a.toml").write_text(f'[suite]\nname = "a"\nextends = "{"x" * 5000}"\n')
+    for source in (tmp_path / "a.toml", "x" * 5000):
+        with pytest.raises(SuiteError, match="neither a file nor a bundled suite"):
+            load_suite(source)
+
+
 def test_not_toml_not_there_and_circles(tmp_path: Path) -> None:
     with pytest.raises(SuiteError, match="not valid TOML"):
         load_suite(_write(tmp_path, "[suite\n"))
