@@ -658,6 +658,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"error: no permission: {error.filename or error}\n  -> name another folder with --out or --cache", err=True
             )
             sys.exit(ExitCode.ENVIRONMENT)
+        if error.errno == errno.ENAMETOOLONG:
+            name = printable(str(error.filename or error))
+            click.echo(
+                f"error: no file can have so long a name: {name[:200]} ...\n  -> check the names on the command line", err=True
+            )
+            sys.exit(ExitCode.USAGE)
         raise
 
 

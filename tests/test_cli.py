@@ -142,3 +142,12 @@ def test_interruption_says_that_nothing_is_lost(capsys: pytest.CaptureFixture[st
     code, _, err = _run(capsys, "ls")
     assert code == ExitCode.INTERRUPTED
     assert "the same command goes on" in err
+
+
+@pytest.mark.parametrize("command", [["report"], ["history"], ["compare", "results/reference/demo"]])
+def test_names_that_no_file_can_have(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main([*command, "x" * 5000])
+    assert end.value.code == ExitCode.USAGE
+    said = capsys.readouterr().err
+    assert "no file can have so long a name" in said and len(said) < 500
