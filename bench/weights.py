@@ -304,12 +304,13 @@ def safe_torch_load(path: str | Path) -> Any:
     if head == b"version h":
         raise InputError(f"{path} is a Git LFS pointer, not the file itself", "git lfs pull, where it came from")
     if path.suffix == ".safetensors" or head[8:9] == b"{":  # 8 bytes of header length, then JSON
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
             return load_file(str(path), device="cpu")
-        except (SafetensorError, ValueError, RuntimeError) as error:
+        except MemoryError as error:
+            raise EnvironmentFault(f"not enough memory to read {path}", "close other programs") from error
+        except Exception as error:  # of the library's own class, or of torch's for a shape that it cannot have
             raise InputError(f"{path} is no readable safetensors file: {_first_line(error)}", remedy) from error
     if (unpacked := _unpacked(path)) > 2 * path.stat().st_size + (64 << 20):
         raise InputError(

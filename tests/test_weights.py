@@ -354,3 +354,12 @@ def test_broken_safetensors(tmp_path: Path) -> None:
 def test_absent_weights(tmp_path: Path) -> None:
     with pytest.raises(MissingError):
         safe_torch_load(tmp_path / "no.pt")
+
+
+def test_a_side_beyond_counting_in_an_empty_tensor(tmp_path: Path) -> None:
+    """Found by fuzzing: safetensors lets it pass, for it holds nothing, and torch cannot count so far."""
+    header = b'{"a":{"dtype":"F64","shape":[9223372036854775808,0],"data_offsets":[0,0]}}'
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(InputError, match=r"x\.safetensors is no readable safetensors file"):
+        safe_torch_load(path)
