@@ -144,7 +144,10 @@ def test_interruption_says_that_nothing_is_lost(capsys: pytest.CaptureFixture[st
     assert "the same command goes on" in err
 
 
-@pytest.mark.parametrize("command", [["report"], ["history"], ["compare", "results/reference/demo"]])
+REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference" / "demo"
+
+
+@pytest.mark.parametrize("command", [["report"], ["history"], ["compare", str(REFERENCE)]])
 def test_names_that_no_file_can_have(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main([*command, "x" * 5000])
